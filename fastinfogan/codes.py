@@ -1,0 +1,184 @@
+"""What the generator is fed: the noise z and the latent code c, and where each of their columns lies.
+
+One immutable :class:`LatentSpec` is shared by the sampler, the networks, the objective and the metrics, so that no
+two of them can disagree about a column. Source: Chen et al. 2016, section 5 (the code as independent factors) and
+appendix C (the codes of each experiment).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+
+from fastinfogan.errors import UserError
+
+NoisePrior = Literal["uniform", "normal"]
+
+
+class Latents(NamedTuple):
+    """One batch of latents: the generator's input and the targets of Q that lie in it.
+
+    z: ``[batch, spec.dim]``, the generator's input, in the dtype that it was asked for.
+    categories: ``int64 [batch, n_categorical]``, the index that is hot in each categorical code.
+    continuous: ``float32 [batch, n_continuous]``, the values in z, rounded as z is.
+    """
+
+    z: torch.Tensor
+    categories: torch.Tensor
+    continuous: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One categorical code of ``k`` equally likely values; entropy ln k nats."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise UserError(f"a categorical code needs at least 2 values, got {self.k}: write cat:2 or more")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """``n`` independent codes on U(-1, 1); entropy ln 2 nats each."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"uniform:{self.n} holds no code: write uniform:1 or more, or leave it out")
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """``n`` independent codes on N(0, 1); entropy ln(2 pi e) / 2 nats each."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"gaussian:{self.n} holds no code: write gaussian:1 or more, or leave it out")
+
+
+Code = Categorical | Uniform | Gaussian
+
+UNIFORM_ENTROPY = math.log(2.0)
+GAUSSIAN_ENTROPY = 0.5 * math.log(2.0 * math.pi * math.e)
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The layout of the latents: ``noise`` columns of z, then the codes.
+
+    Columns of the generator's input:  ``[noise | one-hot of code 1 | ... | one-hot of code n | continuous]``.
+    Columns of the recognition output: ``[logits of code 1 | ... | logits of code n | means | log-stds]``.
+    Continuous values keep the order of ``codes``; a ``Uniform(2)`` counts as two of them.
+
+    Raises:
+        UserError: a negative ``noise``, an unknown prior, or a spec with no column at all.
+    """
+
+    noise: int = 62
+    codes: tuple[Code, ...] = (Categorical(10), Uniform(2))
+    noise_prior: NoisePrior = "uniform"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", tuple(self.codes))
+        if self.noise < 0:
+            raise UserError(f"noise must be a number of columns, 0 or more, got {self.noise}")
+        if self.noise_prior not in ("uniform", "normal"):
+            raise UserError(f"noise_prior must be uniform or normal, got {self.noise_prior!r}")
+        if self.noise == 0 and not self.codes:
+            raise UserError("a generator needs an input: give it noise columns, codes, or both")
+
+    @cached_property
+    def categorical(self) -> tuple[int, ...]:
+        """K of each categorical code, in order."""
+        return tuple(code.k for code in self.codes if isinstance(code, Categorical))
+
+    @cached_property
+    def continuous(self) -> tuple[Literal["uniform", "normal"], ...]:
+        """The prior of each continuous value, in order."""
+        priors: list[Literal["uniform", "normal"]] = []
+        for code in self.codes:
+            if isinstance(code, Uniform):
+                priors += ["uniform"] * code.n
+            elif isinstance(code, Gaussian):
+                priors += ["normal"] * code.n
+        return tuple(priors)
+
+    @cached_property
+    def dim(self) -> int:
+        """Columns of the generator's input."""
+        return self.noise + sum(self.categorical) + len(self.continuous)
+
+    @cached_property
+    def head_dim(self) -> int:
+        """Columns of the recognition head's output."""
+        return sum(self.categorical) + 2 * len(self.continuous)
+
+    @cached_property
+    def draws(self) -> int:
+        """Random words one row takes: noise, then one per categorical code, then one per continuous value."""
+        return self.noise + len(self.categorical) + len(self.continuous)
+
+    def one_hot_columns(self, code: int) -> slice:
+        """Columns of categorical code number ``code`` (from 0) in the generator's input."""
+        start = self.noise + sum(self.categorical[:code])
+        return slice(start, start + self.categorical[code])
+
+    @cached_property
+    def continuous_columns(self) -> slice:
+        """Columns of the continuous values in the generator's input."""
+        return slice(self.dim - len(self.continuous), self.dim)
+
+    def logit_columns(self, code: int) -> slice:
+        """Columns of categorical code number ``code`` (from 0) in the recognition head's output."""
+        start = sum(self.categorical[:code])
+        return slice(start, start + self.categorical[code])
+
+    @cached_property
+    def mean_columns(self) -> slice:
+        """Columns of the continuous values' means in the recognition head's output."""
+        start = sum(self.categorical)
+        return slice(start, start + len(self.continuous))
+
+    @cached_property
+    def log_std_columns(self) -> slice:
+        """Columns of the continuous values' log-stds in the recognition head's output."""
+        return slice(self.head_dim - len(self.continuous), self.head_dim)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """c1, c2, ...: the paper's numbering, categorical codes first, then each continuous value."""
+        return tuple(f"c{i + 1}" for i in range(len(self.categorical) + len(self.continuous)))
+
+    @cached_property
+    def entropies(self) -> tuple[float, ...]:
+        """H(c) in nats of each entry of :attr:`names`: the ceiling of its mutual information bound."""
+        continuous = {"uniform": UNIFORM_ENTROPY, "normal": GAUSSIAN_ENTROPY}
+        return tuple(math.log(k) for k in self.categorical) + tuple(continuous[p] for p in self.continuous)
+
+
+_KINDS: dict[str, type[Categorical] | type[Uniform] | type[Gaussian]] = {
+    "cat": Categorical,
+    "uniform": Uniform,
+    "gaussian": Gaussian,
+}
+
+
+def parse_code(text: str) -> Code:
+    """``"cat:10"`` -> Categorical(10); ``"uniform:2"``, ``"gaussian:1"`` likewise: codes as flags write them.
+
+    Raises:
+        UserError: anything else.
+    """
+    kind, _, number = text.partition(":")
+    if kind not in _KINDS or not number.isdecimal():
+        raise UserError(f"cannot read the code {text!r}: write cat:K, uniform:N or gaussian:N, for example cat:10")
+    return _KINDS[kind](int(number))

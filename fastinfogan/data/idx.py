@@ -1,0 +1,55 @@
+"""The idx format of MNIST: a magic number, big-endian sizes, then bytes; plain or gzipped.
+
+The length is checked to the byte, because a download that broke off otherwise shows up as black images.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfogan.errors import UserError
+
+UNSIGNED_BYTE = 0x08
+
+
+def encode(array: npt.NDArray[np.uint8]) -> bytes:
+    """``array`` (uint8, any shape) as the bytes of an idx file."""
+    return struct.pack(f">HBB{array.ndim}I", 0, UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
+
+
+def unzipped(path: Path) -> bytes:
+    """The content of ``path``, unzipped when it is gzipped; :class:`UserError` when the gzip is broken."""
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path} is a broken gzip file of {len(content):,} bytes ({error}): delete it and fetch it again"
+        ) from None
+
+
+def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The array in an idx file of unsigned bytes with ``dimensions`` axes (3 for images, 1 for labels), writable.
+
+    Raises :class:`UserError` for another magic number, a truncated file, or bytes too many.
+    """
+    content = unzipped(path)
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+        raise UserError(
+            f"{path} starts with bytes {content[:4].hex() or '(none)'}, expected {bytes((0, 0, 8, dimensions)).hex()} "
+            f"of an idx file with {dimensions} axes: delete it and fetch it again"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        raise UserError(f"{path} holds {len(content):,} bytes, expected {expected:,}: delete it and fetch it again")
+    return np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,291 @@
+"""The joint loss of the D and Q heads, with its gradients, in one op.
+
+Everything that an InfoGAN minimises is a function of three small tensors: D's logit on real rows, D's logit on fake
+rows, and Q's outputs on fake rows. One op computes every term of it and the gradients with respect to all three, so
+that the trainer starts the backward pass from stored gradients and logs terms that cost nothing more.
+
+Source: Chen et al. 2016, Eq. 1 (the GAN game), Eq. 5 (the variational bound L_I), section 6 (softmax for categorical
+and factored Gaussian for continuous codes). Exact bounds and signs:
+
+    D phase    softplus(-real) + softplus(fake)
+    G phase    softplus(-fake), or Eq. 1's own log(1 - D) = -softplus(fake)
+    codes      weight * -log softmax(logits)[category]
+               weight * (((c - mean) / std)^2 / 2 + log std + ln(2 pi) / 2),  std = exp(log_std)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.errors import UserError
+from fastinfogan.ops.backend import choose
+
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+# At this std the Gaussian's peak density is 1, so log N <= 0 and the bound of a continuous code, like that of a
+# categorical one, cannot exceed its entropy. Unbounded, a confident Q drives the likelihood to infinity and drowns
+# the GAN loss.
+LOG_STD_MIN = -HALF_LOG_2PI
+
+
+class HeadLoss(NamedTuple):
+    """What :func:`head_loss` returns; everything but ``loss`` is without autograd history.
+
+    loss: scalar, what the phase minimises; differentiable.
+    terms: ``[2 + n_codes]``: the real term, the fake term, then -E[log Q] of each code in nats, unweighted.
+    information: ``[n_codes]``: H(c) + E[log Q(c|x)] of each code in nats, a lower bound of I(c; x).
+    statistics: ``[3 + 2 * n_codes]``: loss, terms and information in one tensor, for accumulation in one addition.
+    gradients: of ``loss_scale * loss`` with respect to real_logits, fake_logits and recognition; empty where absent.
+    """
+
+    loss: torch.Tensor
+    terms: torch.Tensor
+    information: torch.Tensor
+    statistics: torch.Tensor
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def head_loss(
+    spec: LatentSpec,
+    fake_logits: torch.Tensor,
+    *,
+    real_logits: torch.Tensor | None = None,
+    recognition: torch.Tensor | None = None,
+    categories: torch.Tensor | None = None,
+    continuous: torch.Tensor | None = None,
+    code_weights: torch.Tensor | None = None,
+    saturating: bool = False,
+    fixed_std: bool = False,
+    loss_scale: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> HeadLoss:
+    """The loss of one phase: the D phase where ``real_logits`` is given, the G phase where it is not.
+
+    Args:
+        spec: which columns of ``recognition`` belong to which code.
+        fake_logits: ``[n]``, D's logit on generated rows; any stride, float64, float32, bfloat16 or float16.
+        real_logits: ``[m]``, D's logit on real rows.
+        recognition: ``[n, spec.head_dim]``, Q's outputs on the generated rows; without it there are no code terms.
+        categories: ``int64 [n, n_categorical]``, ``continuous``: ``[n, n_continuous]``: the codes that G was fed.
+        code_weights: ``float32 [n_codes]``, one per entry of ``spec.names``; None weighs each 1.
+        saturating: in the G phase, minimise log(1 - D) as Eq. 1 has it instead of -log D.
+        fixed_std: take std = 1 and give the log-std columns no gradient.
+        loss_scale: a scalar on the device that multiplies the gradients (fp16); the loss and the terms stay unscaled.
+
+    Means are over rows; an empty batch has terms 0. A log-std below ``LOG_STD_MIN`` counts as ``LOG_STD_MIN``; its
+    gradient is kept where descending it leads back above, so that no unit is stuck.
+
+    Raises:
+        UserError: shapes, dtypes or devices that do not fit together, or an unknown backend.
+    """
+    n_codes = len(spec.names)
+    _check(spec, fake_logits, real_logits, recognition, categories, continuous, code_weights)
+    statistics, *gradients = torch.ops.fastinfogan.head_loss(
+        fake_logits,
+        real_logits,
+        recognition,
+        categories,
+        continuous,
+        code_weights,
+        loss_scale,
+        spec.categorical,
+        spec.entropies,
+        saturating,
+        fixed_std,
+        choose(backend, fake_logits.device, ("reference",)),
+    )
+    detached = statistics.detach()
+    n_terms = 2 + (n_codes if recognition is not None else 0)
+    return HeadLoss(
+        loss=statistics[0],
+        terms=detached[1 : 1 + n_terms],
+        information=detached[1 + n_terms :],
+        statistics=detached,
+        gradients=(gradients[0], gradients[1], gradients[2]),
+    )
+
+
+def _check(
+    spec: LatentSpec,
+    fake: torch.Tensor,
+    real: torch.Tensor | None,
+    recognition: torch.Tensor | None,
+    categories: torch.Tensor | None,
+    continuous: torch.Tensor | None,
+    code_weights: torch.Tensor | None,
+) -> None:
+    rows = fake.shape[0] if fake.dim() == 1 else -1
+    n_categorical, n_continuous = len(spec.categorical), len(spec.continuous)
+    expected: list[tuple[str, torch.Tensor | None, tuple[int, ...]]] = [("fake_logits", fake, (rows,))]
+    if real is not None:
+        expected.append(("real_logits", real, (real.shape[0] if real.dim() else -1,)))
+    if recognition is not None:
+        expected.append(("recognition", recognition, (rows, spec.head_dim)))
+        expected.append(("categories", categories, (rows, n_categorical)))
+        expected.append(("continuous", continuous, (rows, n_continuous)))
+    if code_weights is not None:
+        expected.append(("code_weights", code_weights, (n_categorical + n_continuous,)))
+    for name, tensor, shape in expected:
+        if tensor is None:
+            raise UserError(f"head_loss needs {name} of shape {shape} beside recognition: pass the codes that G was fed")
+        if tensor.shape != shape:
+            raise UserError(f"head_loss expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != fake.device:
+            raise UserError(f"head_loss got {name} on {tensor.device} and fake_logits on {fake.device}: move one of them")
+        if name == "categories":
+            if tensor.dtype != torch.int64:
+                raise UserError(f"head_loss expected categories of int64 indices, got {tensor.dtype}")
+        elif not tensor.is_floating_point():
+            raise UserError(f"head_loss expected floating point {name}, got {tensor.dtype}")
+
+
+def _reference(
+    fake_logits: torch.Tensor,
+    real_logits: torch.Tensor | None,
+    recognition: torch.Tensor | None,
+    categories: torch.Tensor | None,
+    continuous: torch.Tensor | None,
+    code_weights: torch.Tensor | None,
+    loss_scale: torch.Tensor | None,
+    categorical: Sequence[int],
+    entropies: Sequence[float],
+    saturating: bool,
+    fixed_std: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    work = torch.float64 if fake_logits.dtype == torch.float64 else torch.float32
+    device = fake_logits.device
+    fake = fake_logits.to(work)
+    rows = max(len(fake), 1)
+    scale = torch.ones((), dtype=work, device=device) if loss_scale is None else loss_scale.to(work)
+    zero = torch.zeros((), dtype=work, device=device)
+
+    # 1. The adversarial terms. d softplus(x) / dx = sigmoid(x).
+    if real_logits is not None:
+        real = real_logits.to(work)
+        real_term = F.softplus(-real).sum() / max(len(real), 1)
+        real_gradient = -torch.sigmoid(-real) / max(len(real), 1)
+        fake_term, fake_gradient = F.softplus(fake).sum() / rows, torch.sigmoid(fake) / rows
+    else:
+        real_term, real_gradient = zero, fake.new_empty(0)
+        if saturating:
+            fake_term, fake_gradient = -F.softplus(fake).sum() / rows, -torch.sigmoid(fake) / rows
+        else:
+            fake_term, fake_gradient = F.softplus(-fake).sum() / rows, -torch.sigmoid(-fake) / rows
+
+    # 2. The codes. d -log softmax(l)[c] / dl = softmax(l) - one_hot(c); with d = (c - mean) / std,
+    #    d(-log N) / d mean = -d / std and d(-log N) / d log_std = 1 - d^2.
+    terms: list[torch.Tensor] = []
+    q_gradient = fake.new_empty(0)
+    if recognition is not None:
+        assert categories is not None and continuous is not None
+        q = recognition.to(work)
+        n_continuous = continuous.shape[1]
+        n_codes = len(categorical) + n_continuous
+        weights = torch.ones(n_codes, dtype=work, device=device) if code_weights is None else code_weights.to(work)
+        parts: list[torch.Tensor] = []
+        for i, logits in enumerate(q[:, : sum(categorical)].split(list(categorical), dim=1) if categorical else ()):
+            log_probability = F.log_softmax(logits, dim=1)
+            target = categories[:, i : i + 1]
+            terms.append(-log_probability.gather(1, target).sum() / rows)
+            parts.append(weights[i] / rows * log_probability.exp().scatter_add(1, target, -torch.ones_like(fake)[:, None]))
+
+        mean, raw_log_std = q[:, sum(categorical) :].split(n_continuous, dim=1) if n_continuous else (q[:, :0], q[:, :0])
+        log_std = torch.zeros_like(mean) if fixed_std else raw_log_std.clamp(min=LOG_STD_MIN)
+        inverse_std = torch.exp(-log_std)
+        distance = (continuous.to(work) - mean) * inverse_std
+        terms += list(((0.5 * distance**2 + log_std + HALF_LOG_2PI).sum(0) / rows).unbind())
+        weight = weights[len(categorical) :] / rows
+        log_std_gradient = 1.0 - distance**2
+        stopped = (raw_log_std < LOG_STD_MIN) & (log_std_gradient > 0)
+        if fixed_std:
+            stopped = torch.ones_like(stopped)
+        parts += [-weight * distance * inverse_std, weight * log_std_gradient.masked_fill(stopped, 0.0)]
+        q_gradient = torch.cat(parts, dim=1) * scale
+
+    # 3. The loss, and the bound of each code: H(c) - (-E log Q).
+    code_terms = torch.stack(terms) if terms else fake.new_empty(0)
+    loss = real_term + fake_term
+    information = code_terms
+    if recognition is not None:
+        loss = loss + (weights * code_terms).sum()
+        information = torch.tensor(entropies, dtype=work, device=device) - code_terms
+    statistics = torch.cat([torch.stack([loss, real_term, fake_term]), code_terms, information])
+    return (
+        statistics,
+        (real_gradient * scale).to(fake_logits.dtype if real_logits is None else real_logits.dtype),
+        (fake_gradient * scale).to(fake_logits.dtype),
+        q_gradient.to(fake_logits.dtype if recognition is None else recognition.dtype),
+    )
+
+
+@torch.library.custom_op("fastinfogan::head_loss", mutates_args=())
+def _head_loss(
+    fake_logits: torch.Tensor,
+    real_logits: torch.Tensor | None,
+    recognition: torch.Tensor | None,
+    categories: torch.Tensor | None,
+    continuous: torch.Tensor | None,
+    code_weights: torch.Tensor | None,
+    loss_scale: torch.Tensor | None,
+    categorical: Sequence[int],
+    entropies: Sequence[float],
+    saturating: bool,
+    fixed_std: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _reference(
+        fake_logits,
+        real_logits,
+        recognition,
+        categories,
+        continuous,
+        code_weights,
+        loss_scale,
+        categorical,
+        entropies,
+        saturating,
+        fixed_std,
+    )
+
+
+@_head_loss.register_fake
+def _(fake_logits, real_logits, recognition, categories, continuous, code_weights, loss_scale, categorical,
+      entropies, saturating, fixed_std, backend):  # type: ignore[no-untyped-def]  # fmt: skip
+    work = torch.float64 if fake_logits.dtype == torch.float64 else torch.float32
+    n_codes = 0 if recognition is None else len(entropies)
+
+    def gradient(of: torch.Tensor | None) -> torch.Tensor:
+        return fake_logits.new_empty(0) if of is None else of.new_empty(of.shape)
+
+    return (
+        fake_logits.new_empty(3 + 2 * n_codes, dtype=work),
+        gradient(real_logits),
+        gradient(fake_logits),
+        gradient(recognition),
+    )
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    fake_logits, real_logits, recognition, *_ = inputs
+    ctx.has_real, ctx.has_recognition = real_logits is not None, recognition is not None
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, grad_statistics, *_):  # type: ignore[no-untyped-def]
+    real_gradient, fake_gradient, q_gradient = ctx.saved_tensors
+    outer = grad_statistics[0]
+    return (
+        fake_gradient * outer.to(fake_gradient.dtype),
+        real_gradient * outer.to(real_gradient.dtype) if ctx.has_real else None,
+        q_gradient * outer.to(q_gradient.dtype) if ctx.has_recognition else None,
+        *[None] * 9,
+    )
+
+
+_head_loss.register_autograd(_backward, setup_context=_setup_context)

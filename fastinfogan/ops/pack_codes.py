@@ -1,0 +1,121 @@
+"""Codes to the generator's input and back: the one place that knows how values become columns.
+
+Traversals, interpolation and any code set by hand are built as (noise, categories, continuous) and packed here, so
+that nothing else writes one-hots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.errors import UserError
+from fastinfogan.ops.backend import choose
+
+
+def pack_codes(
+    spec: LatentSpec,
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """``[noise | one-hots | continuous]``: ``[n, spec.dim]`` in ``dtype``.
+
+    Args:
+        noise: ``[n, spec.noise]``; ``categories``: ``int64 [n, n_categorical]``; ``continuous``: ``[n, n_continuous]``.
+
+    Raises:
+        UserError: a shape that does not fit ``spec``, or a category outside 0 .. K-1, named with its row.
+    """
+    rows = noise.shape[0]
+    expected = {
+        "noise": (noise, (rows, spec.noise)),
+        "categories": (categories, (rows, len(spec.categorical))),
+        "continuous": (continuous, (rows, len(spec.continuous))),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise UserError(f"pack_codes expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    check_categories(spec, categories)
+    return torch.ops.fastinfogan.pack_codes(
+        noise, categories, continuous, spec.categorical, dtype, choose(backend, noise.device, ("reference",))
+    )
+
+
+def check_categories(spec: LatentSpec, categories: torch.Tensor) -> None:
+    """Raise a UserError that names the first row whose category is outside 0 .. K-1. Waits for the device."""
+    sizes = torch.tensor(spec.categorical, dtype=categories.dtype, device=categories.device)
+    wrong = ((categories < 0) | (categories >= sizes)).nonzero()
+    if len(wrong):
+        row, code = wrong[0].tolist()
+        raise UserError(
+            f"row {row} asks for category {int(categories[row, code])} of {spec.names[code]}, "
+            f"which has 0 to {spec.categorical[code] - 1}"
+        )
+
+
+def unpack_codes(spec: LatentSpec, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The inverse of :func:`pack_codes`: ``(noise, categories int64, continuous)`` of ``z`` ``[n, spec.dim]``.
+
+    A category is the largest of its columns, the lowest of equals.
+
+    Raises:
+        UserError: ``z`` has another number of columns than ``spec``.
+    """
+    if z.dim() != 2 or z.shape[1] != spec.dim:
+        raise UserError(f"unpack_codes expected z of shape (n, {spec.dim}), got {tuple(z.shape)}")
+    categories = [z[:, spec.one_hot_columns(i)].argmax(1) for i in range(len(spec.categorical))]
+    stacked = torch.stack(categories, 1) if categories else z.new_empty((len(z), 0), dtype=torch.int64)
+    return z[:, : spec.noise], stacked, z[:, spec.continuous_columns]
+
+
+def _reference(
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    categorical: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    one_hots = [torch.nn.functional.one_hot(categories[:, i], k).to(dtype) for i, k in enumerate(categorical)]
+    return torch.cat([noise.to(dtype), *one_hots, continuous.to(dtype)], dim=1)
+
+
+@torch.library.custom_op("fastinfogan::pack_codes", mutates_args=())
+def _pack_codes(
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    categorical: Sequence[int],
+    dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    return _reference(noise, categories, continuous, categorical, dtype)
+
+
+@_pack_codes.register_fake
+def _(noise, categories, continuous, categorical, dtype, backend):  # type: ignore[no-untyped-def]
+    return noise.new_empty((noise.shape[0], noise.shape[1] + sum(categorical) + continuous.shape[1]), dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    noise, _, continuous, *_ = inputs
+    ctx.columns = (noise.shape[1], continuous.shape[1])
+    ctx.dtypes = (noise.dtype, continuous.dtype)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    n_noise, n_continuous = ctx.columns
+    return (
+        grad[:, :n_noise].to(ctx.dtypes[0]),
+        None,
+        grad[:, grad.shape[1] - n_continuous :].to(ctx.dtypes[1]),
+        *[None] * 3,
+    )
+
+
+_pack_codes.register_autograd(_backward, setup_context=_setup_context)
