@@ -25,6 +25,7 @@ __all__ = [
     "Encoded",
     "Rejected",
     "ResidentBatches",
+    "Split",
     "StreamBatches",
     "open_batches",
     "open_split",
@@ -45,7 +46,8 @@ def open_split(
     channels, height, width = image
     if gray and channels != 1:
         raise UserError(
-            f"--gray gives 1-channel images but the {tables} networks take {channels}: drop --gray, or choose --tables mnist"
+            f"--gray gives 1-channel images but the {tables} networks take {channels}: drop --gray, or choose "
+            f"--tables mnist"
         )
     if dataset in FILES:
         if height != width:

@@ -46,7 +46,8 @@ class Encoded:
     """A split of compressed image files.
 
     ``read(i)`` gives the bytes of file ``names[i]``, from any thread or process. ``crop`` is the side in pixels of
-    the centred square that is used, None for the largest one. ``home`` is the folder that decoded copies may be kept in; ``fingerprint`` changes when any file does.
+    the centred square that is used, None for the largest one. ``home`` is the folder that decoded copies may be kept
+    in; ``fingerprint`` changes when any file does.
     """
 
     name: str

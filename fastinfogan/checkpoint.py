@@ -1,0 +1,160 @@
+"""Checkpoints: one safetensors file each, written so that a crash leaves the previous one intact.
+
+Everything a run needs to go on lies in one file: weights, batch-norm statistics, optimiser moments, the metrics since
+the last reading, and in the header the step and the configuration. The random stream has no state (Philox counts
+steps), so the step restores it. safetensors holds numbers only: a checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.config import TrainConfig, from_json, to_json
+from fastinfogan.errors import UserError
+from fastinfogan.networks import Discriminator, Generator, build
+
+FOLDER = "checkpoints"
+_FORMAT = "fastinfogan-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors: by dotted name (``generator.*``, ``discriminator.*``, ...); step: iterations done."""
+
+    path: Path
+    step: int
+    config: TrainConfig
+    tensors: dict[str, torch.Tensor]
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors below ``prefix.``, without it."""
+        start = prefix + "."
+        return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+    def restore(self, name: str, module: torch.nn.Module) -> None:
+        """Load the part ``name`` into ``module``.
+
+        Raises:
+            UserError: a missing, foreign or differently shaped tensor: the checkpoint is of another architecture.
+        """
+        found, wanted = self.part(name), module.state_dict()
+        for key in sorted(found.keys() | wanted.keys()):
+            have = tuple(found[key].shape) if key in found else "missing"
+            want = tuple(wanted[key].shape) if key in wanted else "not there"
+            if have != want:
+                raise UserError(
+                    f"{self.path} is of another architecture: {name}.{key} is {have} in it and {want} in the networks "
+                    f"asked for: leave --tables, --noise and --codes as they were in the run"
+                )
+        module.load_state_dict(found)
+
+
+def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch.Tensor], keep: int) -> Path:
+    """Write ``step``'s checkpoint below ``run_dir`` and remove all but the last ``keep``; returns its path.
+
+    Written to a temporary name, flushed to the disk, renamed: at every moment the newest named file is whole.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    folder = run_dir / FOLDER
+    path = folder / f"step-{step:08d}.safetensors"
+    temporary = path.with_suffix(".partial")
+    metadata = {"format": _FORMAT, "step": str(step), "config": to_json(config)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        data = safetensors.torch.save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        last = _newest(run_dir)
+        kept = f"the checkpoint before it, {last}, is intact" if last else "there is no earlier checkpoint"
+        raise UserError(
+            f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and resume with "
+            f"--resume {run_dir}"
+        ) from None
+    for old in _all(run_dir)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in the file ``path``, or the newest in the run folder ``path``.
+
+    Raises:
+        UserError: nothing there, or a file that is truncated or no checkpoint of ours.
+    """
+    file: Path | None = path
+    if path.is_dir():
+        file = _newest(path)
+        if file is None:
+            raise UserError(f"there is no checkpoint in {path / FOLDER}: give the folder of a run that saved one")
+    elif not path.exists():
+        raise UserError(f"there is no run or checkpoint at {path}: give the folder of a run, for example runs/mnist-1")
+    assert file is not None
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise UserError(f"{file} is a safetensors file but no checkpoint of fastinfogan's: choose another file")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            step, config = int(metadata["step"]), from_json(metadata["config"], f"the header of {file}")
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is truncated or no checkpoint ({error}): resume from another one in {file.parent}") from None
+    return Checkpoint(file, step, config, tensors)
+
+
+def load_networks(path: Path, device: torch.device) -> tuple[Checkpoint, LatentSpec, Generator, Discriminator]:
+    """A run's checkpoint and its networks on ``device``, in eval mode."""
+    checkpoint = load(path)
+    spec = checkpoint.config.spec
+    generator, discriminator = build(checkpoint.config.network_tables, spec, seed=checkpoint.config.seed)
+    checkpoint.restore("generator", generator)
+    checkpoint.restore("discriminator", discriminator)
+    return checkpoint, spec, generator.to(device).eval(), discriminator.to(device).eval()
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's moments and step counts by ``index.name``."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of :func:`optimiser_tensors`; learning rates stay as they are configured."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _all(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / FOLDER).glob("step-*.safetensors"))
+
+
+def _newest(run_dir: Path) -> Path | None:
+    return (_all(run_dir) or [None])[-1]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: a file's name lies in its folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,217 @@
+"""A run's configuration: one flat dataclass, the paper's experiments as presets of it, and how a run.json is read back.
+
+tyro turns the dataclass into flags with help and pydantic reads ``config.json`` back into it, so a field written here
+is a flag, a default, a line of the help and a key of the file at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from fastinfogan.codes import LatentSpec, NoisePrior, parse_code
+from fastinfogan.errors import UserError
+from fastinfogan.networks import TABLES, Tables
+from fastinfogan.objective import Objective
+
+DatasetName = Literal["mnist", "fashion-mnist", "svhn", "celeba", "folder"]
+TablesName = Literal["mnist", "svhn", "celeba", "faces", "chairs"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes and where it writes."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    dataset: DatasetName = "mnist"
+    """Which images to learn from; 'folder' takes JPEG and PNG files from --data, a folder or a zip."""
+    data: Path = Path("data")
+    """Where the data sets lie or are fetched to; for 'folder', the images themselves."""
+    placement: Literal["auto", "resident", "stream"] = "auto"
+    """Hold the images decoded on the training device, or stream them through DALI; auto holds what fits."""
+    gray: bool = False
+    """Turn colour images to grey, for networks of one channel."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+    reject_limit: float = 0.01
+    """Share of the image files that may be undecodable and are skipped; above it the run stops."""
+
+    tables: TablesName = "mnist"
+    """Networks: the paper's Table 1 (mnist), 2 (svhn), 3 (celeba), 4 (faces) or 6 (chairs)."""
+    noise: int = 62
+    """Columns of the incompressible noise z."""
+    codes: tuple[str, ...] = ("cat:10", "uniform:2")
+    """The latent code, any mix of cat:K, uniform:N and gaussian:N."""
+    noise_prior: NoisePrior = "uniform"
+    """Prior of z: uniform on (-1, 1) or standard normal."""
+
+    categorical_weight: float = 1.0
+    """Lambda of the mutual information of categorical codes."""
+    continuous_weight: float = 1.0
+    """Lambda of the mutual information of continuous codes."""
+    trunk_mi: bool = True
+    """Give the trunk shared by D and Q the gradient of the mutual information."""
+    generator_mi: bool = True
+    """Give G the gradient of the mutual information; without it (and without --trunk-mi) a plain GAN that Q observes."""
+    fixed_std: bool = False
+    """Fix the std of Q's Gaussians at 1 instead of learning it."""
+    saturating: bool = False
+    """Let G minimise log(1 - D), the paper's Eq. 1, instead of -log D."""
+
+    iterations: int = 2000
+    """Iterations; each updates D, Q and G once on one batch."""
+    batch: int = 128
+    """Images per iteration."""
+    lr_d: float = 2e-4
+    """Adam's learning rate for D (and for Q with --trunk-mi)."""
+    lr_g: float = 1e-3
+    """Adam's learning rate for G (and for Q without --trunk-mi)."""
+    beta1: float = 0.5
+    """Adam's decay of the first moment."""
+    beta2: float = 0.999
+    """Adam's decay of the second moment."""
+
+    amp: bool = False
+    """Mixed precision: bfloat16 or float16 where the device has it in hardware; the choice is printed."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    seed: int = 0
+    """64-bit seed of weights, latents and data order."""
+
+    log_every: int = 50
+    """Iterations between two readings of the metrics."""
+    figure_every: int = 500
+    """Iterations between two sets of figures."""
+    save_every: int = 500
+    """Iterations between two checkpoints."""
+    keep: int = 2
+    """Checkpoints kept; older ones are removed."""
+    run_dir: Path | None = None
+    """Where the run is written; a new folder below runs/ where none is given."""
+
+    @property
+    def spec(self) -> LatentSpec:
+        """The latents that ``noise``, ``codes`` and ``noise_prior`` describe."""
+        return LatentSpec(self.noise, tuple(parse_code(code) for code in self.codes), self.noise_prior)
+
+    @property
+    def network_tables(self) -> Tables:
+        """The tables that ``tables`` names."""
+        return TABLES[self.tables]
+
+    @property
+    def objective(self) -> Objective:
+        """The switches and weights of both phases."""
+        return Objective(
+            categorical_weight=self.categorical_weight,
+            continuous_weight=self.continuous_weight,
+            trunk_mi=self.trunk_mi,
+            generator_mi=self.generator_mi,
+            fixed_std=self.fixed_std,
+            saturating=self.saturating,
+        )
+
+    def check(self) -> None:
+        """Raise a UserError for the first value that cannot work, before anything is read or written."""
+        _ = self.spec
+        for name in ("iterations", "batch", "log_every", "figure_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be 1 or more, got {getattr(self, name)}")
+        for name in ("categorical_weight", "continuous_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(
+                    f"{_flag(name)} must be 0 or more, got {getattr(self, name)}: "
+                    f"a negative weight would teach G to hide its code"
+                )
+        for name in ("lr_d", "lr_g"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{_flag(name)} must be above 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.reject_limit <= 1:
+            raise UserError(f"--reject-limit is a share from 0 to 1, got {self.reject_limit}")
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"--seed must be 0 to 2**64 - 1, got {self.seed}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_MNIST = TrainConfig()
+_FACES = TrainConfig(dataset="folder", tables="faces", noise=128, codes=("uniform:5",), gray=True, iterations=20_000)
+_CHAIRS = TrainConfig(
+    dataset="folder", tables="chairs", noise=128, codes=("cat:20", "cat:20", "cat:20", "uniform:1"), gray=True,
+    iterations=20_000,
+)  # fmt: skip
+_CELEBA = TrainConfig(
+    dataset="celeba", tables="celeba", noise=128, codes=("cat:10",) * 10, iterations=20_000, save_every=1000,
+    figure_every=1000,
+)  # fmt: skip
+
+# Appendix C of the paper. Where its main text names other codes (SVHN: 2 continuous; Chairs: 4 categorical), the
+# appendix is followed.
+PRESETS: dict[str, TrainConfig] = {
+    "mnist": _MNIST,
+    "mnist-paper": replace(_MNIST, iterations=23_450, fixed_std=True, figure_every=2345, save_every=2345),
+    "fashion-mnist": replace(_MNIST, dataset="fashion-mnist", iterations=5000),
+    "svhn": TrainConfig(
+        dataset="svhn", tables="svhn", noise=124, codes=("cat:10",) * 4 + ("uniform:4",), iterations=20_000
+    ),
+    "celeba": _CELEBA,
+    "folder": replace(_CELEBA, dataset="folder"),
+    "faces-azimuth": replace(_FACES, lr_d=2e-4, lr_g=5e-4, continuous_weight=0.2),
+    "faces-elevation": replace(_FACES, lr_d=4e-4, lr_g=3e-4, continuous_weight=0.1),
+    "faces-lighting": replace(_FACES, lr_d=8e-4, lr_g=3e-4, continuous_weight=0.1),
+    "chairs-rotation": replace(_CHAIRS, lr_d=2e-4, lr_g=1e-3, continuous_weight=10.0, categorical_weight=1.0),
+    "chairs-width": replace(_CHAIRS, lr_d=2e-4, lr_g=1e-3, continuous_weight=0.05, categorical_weight=2.0),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset of that name; the data set's name is the name of its default preset.
+
+    Raises:
+        UserError: no such preset, with the nearest name.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown data set or preset {name!r}: {hint}choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_json(config: TrainConfig) -> str:
+    """The whole resolved configuration, as ``config.json`` holds it."""
+    return json.dumps(asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(text: str, source: str) -> TrainConfig:
+    """The configuration in ``text``; ``source`` names it in errors.
+
+    Raises:
+        UserError: text that is no JSON, an unknown key, or a value of the wrong kind.
+    """
+    try:
+        return pydantic.TypeAdapter(TrainConfig).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"cannot use {source}: {where}: {first['msg']} (got {str(first['input'])[:60]!r})") from None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration in the file ``path``, or in the ``config.json`` of the run folder ``path``."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the configuration {file}: {error}; give a run folder or its config.json") from None
+    return from_json(text, str(file))

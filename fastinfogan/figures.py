@@ -1,0 +1,136 @@
+"""Sample grids and traversals in the form of the paper's Figures 2 to 6, as PNG.
+
+In a traversal each row keeps its noise and its other codes, and one code runs along the columns: a categorical code
+over its values, a continuous one from -2 to 2, wider than the [-1, 1] it was trained on, as the paper shows it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.networks import Generator
+from fastinfogan.ops import pack_codes, sample_latents, unpack_codes
+from fastinfogan.ops.philox import FIGURES
+
+ROWS = 10
+CONTINUOUS_VALUES = tuple(-2.0 + 4.0 * i / 9 for i in range(10))
+_MIN_SIDE = 56  # pixels a small image is enlarged to, so that a digit can be looked at
+_BAR = 18  # pixels for the labels
+
+
+def sample_figure(generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int) -> Image.Image:
+    """A 10 x 10 grid of samples; the same latents for every call with ``seed``."""
+    z = _latents(generator, spec, ROWS * ROWS, seed)
+    return grid(_generate(generator, z), ROWS, image_range)
+
+
+def traversal(
+    generator: Generator, spec: LatentSpec, code: int, seed: int, rows: int = ROWS
+) -> tuple[torch.Tensor, list[str]]:
+    """Images ``[rows * columns, c, h, w]`` that vary code number ``code`` of ``spec.names`` alone, and column labels.
+
+    Where a continuous code runs, the first categorical code differs from row to row, as in Figure 2 (c) and (d).
+    """
+    noise, categories, continuous = unpack_codes(spec, _latents(generator, spec, rows, seed))
+    number = code - len(spec.categorical)
+    values = list(CONTINUOUS_VALUES) if number >= 0 else list(range(spec.categorical[code]))
+    if number >= 0 and spec.categorical:
+        categories[:, 0] = torch.arange(rows, device=categories.device) % spec.categorical[0]
+    noise, categories, continuous = (part.repeat_interleave(len(values), 0) for part in (noise, categories, continuous))
+    columns = torch.tensor(values, device=noise.device).repeat(rows)
+    if number >= 0:
+        continuous[:, number] = columns
+    else:
+        categories[:, code] = columns
+    labels = [f"{value:+.1f}" if number >= 0 else str(value) for value in values]
+    return _generate(generator, pack_codes(spec, noise, categories, continuous)), labels
+
+
+def traversal_figure(
+    generator: Generator, spec: LatentSpec, code: int, image_range: tuple[float, float], seed: int
+) -> Image.Image:
+    """The traversal of one code, ten rows, with the code's name and its values above the columns."""
+    images, labels = traversal(generator, spec, code, seed)
+    return grid(images, len(labels), image_range, labels, spec.names[code])
+
+
+def save_figures(
+    generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int, folder: Path, label: str
+) -> list[Path]:
+    """``samples`` and one ``traversal`` per code, each as ``folder/NAME-label.png``; the generator's mode is restored."""
+    folder.mkdir(parents=True, exist_ok=True)
+    was_training = generator.training
+    generator.eval()
+    paths = [folder / f"samples-{label}.png"]
+    sample_figure(generator, spec, image_range, seed).save(paths[0])
+    for code, name in enumerate(spec.names):
+        paths.append(folder / f"traversal-{name}-{label}.png")
+        traversal_figure(generator, spec, code, image_range, seed).save(paths[-1])
+    generator.train(was_training)
+    return paths
+
+
+def grid(
+    images: torch.Tensor,
+    columns: int,
+    image_range: tuple[float, float],
+    labels: list[str] | None = None,
+    title: str = "",
+) -> Image.Image:
+    """Images ``[n, c, h, w]`` in ``image_range`` as one picture of ``columns`` columns, labelled above where asked."""
+    low, high = image_range
+    bytes_ = ((images.float() - low) * (255.0 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+    n, channels, height, width = bytes_.shape
+    rows = -(-n // columns)
+    padded = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    padded[:n] = bytes_.cpu()
+    tiled = padded.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    array = tiled.reshape(rows * height, columns * width, channels).numpy()
+    zoom = max(1, -(-_MIN_SIDE // height))
+    array = np.repeat(np.repeat(array, zoom, 0), zoom, 1)
+    picture = Image.fromarray(array[:, :, 0] if channels == 1 else array).convert("RGB")
+    if labels is None:
+        return picture
+    font = ImageFont.load_default(size=12)
+    margin = 8 + int(font.getlength(title))
+    framed = Image.new("RGB", (picture.width + margin, picture.height + _BAR), "white")
+    framed.paste(picture, (margin, _BAR))
+    draw = ImageDraw.Draw(framed)
+    draw.text((4, 2), title, fill="black", font=font)
+    for column, text in enumerate(labels):
+        middle = margin + (column + 0.5) * width * zoom
+        draw.text((middle, 2), text, fill="black", font=font, anchor="ma")
+    return framed
+
+
+def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
+    """Mutual information of each code in nats against iterations, its ceiling H(c) dashed: the paper's Figure 1.
+
+    ``metrics`` is a run's ``metrics.jsonl``.
+    """
+    records = [record for line in metrics.read_text().splitlines() if "mi/total" in (record := json.loads(line))]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, entropy in zip(spec.names, spec.entropies, strict=True):
+        (line,) = axes.plot([r["step"] for r in records], [r[f"mi/{name}"] for r in records], label=name)
+        axes.axhline(entropy, color=line.get_color(), linestyle="--", linewidth=0.8)
+    axes.set(xlabel="iteration", ylabel="mutual information bound, nats (dashed: H(c))")
+    axes.legend()
+    return figure
+
+
+def _latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> torch.Tensor:
+    device = next(generator.parameters()).device
+    return sample_latents(spec, rows, seed=seed, step=0, stream=FIGURES, device=device).z
+
+
+@torch.inference_mode()
+def _generate(generator: Generator, z: torch.Tensor, batch: int = 256) -> torch.Tensor:
+    return torch.cat([generator(part) for part in z.split(batch)])

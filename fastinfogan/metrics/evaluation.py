@@ -1,0 +1,108 @@
+"""One trained pair of networks, judged: the table that ``evaluate`` prints and that a run ends with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.data import Decoded
+from fastinfogan.metrics.batchnorm import recalibrated
+from fastinfogan.metrics.clustering import Clustering, clustering
+from fastinfogan.metrics.information import information_bound
+from fastinfogan.networks import Discriminator, Generator
+from fastinfogan.ops import image_batch
+
+INFORMATION_SAMPLES = 10_000
+CALIBRATION_IMAGES = 10_000
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """information: nats per code and total. clusterings: per categorical code, where the images have labels."""
+
+    step: int
+    information: dict[str, float]
+    entropies: dict[str, float]
+    clusterings: dict[str, Clustering]
+
+    @property
+    def best_code(self) -> str | None:
+        """The categorical code that agrees best with the labels of the *training* split."""
+        return min(self.clusterings, key=lambda name: self.clusterings[name].training_error, default=None)
+
+    def write(self, path: Path) -> None:
+        """As JSON, with everything that the table leaves out."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    def table(self) -> str:
+        """The figures and the protocol behind them, as text."""
+        lines = [f"after {self.step} iterations", "mutual information bound, nats (share of H(c)):"]
+        for name, entropy in self.entropies.items():
+            bound = self.information[name]
+            lines.append(f"  {name:<6}{bound:7.3f} of {entropy:.3f}  ({bound / entropy:6.1%})")
+        lines.append(f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images")
+        if self.clusterings:
+            lines.append("argmax Q(c|x) on the real images of the test split:")
+            for name, found in self.clusterings.items():
+                lines.append(f"  {name:<6}error {found.error:6.2%}   NMI {found.nmi:.3f}   ARI {found.ari:.3f}")
+            lines.append("  values matched to labels one to one on the training split; batch-norm statistics of")
+            lines.append(f"  {CALIBRATION_IMAGES:,} training images; test labels chose nothing; one seed")
+        return "\n".join(lines)
+
+
+def evaluate_networks(
+    generator: Generator,
+    discriminator: Discriminator,
+    spec: LatentSpec,
+    *,
+    image_range: tuple[float, float],
+    fixed_std: bool,
+    seed: int,
+    step: int,
+    train: Decoded | None,
+    test: Decoded | None,
+) -> Evaluation:
+    """Judge both networks; clusterings need both splits with labels and a categorical code."""
+    information = information_bound(
+        generator, discriminator, spec, seed=seed, fixed_std=fixed_std, samples=INFORMATION_SAMPLES
+    )
+    clusterings: dict[str, Clustering] = {}
+    if spec.categorical and train is not None and test is not None:
+        assert train.labels is not None and test.labels is not None
+        judge = recalibrated(discriminator, _batches(train, image_range, discriminator, CALIBRATION_IMAGES))
+        predicted = [predict(judge, spec, split, image_range) for split in (train, test)]
+        for code, k in enumerate(spec.categorical):
+            clusterings[spec.names[code]] = clustering(
+                (predicted[0][:, code], train.labels), (predicted[1][:, code], test.labels), k
+            )
+    return Evaluation(step, information, dict(zip(spec.names, spec.entropies, strict=True)), clusterings)
+
+
+@torch.inference_mode()
+def predict(
+    discriminator: Discriminator, spec: LatentSpec, split: Decoded, image_range: tuple[float, float]
+) -> torch.Tensor:
+    """The most likely value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
+    parts = []
+    for images in _batches(split, image_range, discriminator, len(split.pixels)):
+        recognition = discriminator.recognition(discriminator.features(images))
+        parts.append(
+            torch.stack([recognition[:, spec.logit_columns(i)].argmax(1) for i in range(len(spec.categorical))], 1)
+        )
+    return torch.cat(parts).cpu()
+
+
+def _batches(
+    split: Decoded, image_range: tuple[float, float], discriminator: Discriminator, limit: int
+) -> Iterator[torch.Tensor]:
+    device = next(discriminator.parameters()).device
+    low, high = image_range
+    for start in range(0, min(limit, len(split.pixels)), _BATCH):
+        pixels = split.pixels[start : min(start + _BATCH, limit)].to(device)
+        yield image_batch(pixels, torch.arange(len(pixels), device=device), low=low, high=high)

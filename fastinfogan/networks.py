@@ -1,0 +1,249 @@
+"""The networks of the paper's Tables 1, 2, 3, 4 and 6, as data, and the builder that turns a table into modules.
+
+Hold the paper's appendix C beside :data:`TABLES`: one entry a line, in the order of the table. Convolutions are 4x4;
+``conv`` halves the image and ``up`` doubles it unless ``stride=1``. D and Q use leaky ReLU of slope 0.1, G uses ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.errors import UserError
+
+Activation = Literal["lrelu", "relu", "sigmoid", "tanh"]
+Kind = Literal["conv", "fc", "up"]
+
+LEAKY_SLOPE = 0.1
+INIT_STD = 0.02  # the official code's, and DCGAN's
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of a table: what it computes, how many channels come out, whether batch norm follows."""
+
+    kind: Kind
+    channels: int
+    norm: bool = False
+    act: Activation | None = None  # None: the network's own, leaky ReLU in D and Q, ReLU in G
+    stride: int = 2
+    grid: int = 1  # an fc layer whose output is an image of grid x grid
+
+
+def conv(channels: int, norm: bool = False, stride: int = 2) -> Layer:
+    return Layer("conv", channels, norm, stride=stride)
+
+
+def fc(channels: int, norm: bool = False, grid: int = 1) -> Layer:
+    return Layer("fc", channels, norm, grid=grid)
+
+
+def up(channels: int, norm: bool = False, act: Activation | None = None, stride: int = 2) -> Layer:
+    return Layer("up", channels, norm, act, stride)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The two columns of one table of the paper. The last line of each column is implied by the heads.
+
+    image: (channels, height, width).
+    trunk: layers that D and Q share; D's head on top of it is one fc to one logit.
+    recognition: Q's own layers, before its fc to ``spec.head_dim`` outputs.
+    generator: from the latents to the image.
+    """
+
+    image: tuple[int, int, int]
+    trunk: Sequence[Layer]
+    recognition: Sequence[Layer]
+    generator: Sequence[Layer]
+
+    @property
+    def image_range(self) -> tuple[float, float]:
+        """What the generator's last activation spans, and so what real images are normalised to."""
+        return (-1.0, 1.0) if self.generator[-1].act == "tanh" else (0.0, 1.0)
+
+
+# Tables 2 and 3 differ only in the number of inputs and outputs, which the LatentSpec sets.
+_COLOUR = Tables(
+    image=(3, 32, 32),
+    trunk=[conv(64), conv(128, norm=True), conv(256, norm=True)],
+    recognition=[fc(128, norm=True)],
+    generator=[fc(448, norm=True, grid=2), up(256, norm=True), up(128), up(64), up(3, act="tanh")],
+)
+
+TABLES: dict[str, Tables] = {
+    # Table 1
+    "mnist": Tables(
+        image=(1, 28, 28),
+        trunk=[conv(64), conv(128, norm=True), fc(1024, norm=True)],
+        recognition=[fc(128, norm=True)],
+        generator=[fc(1024, norm=True), fc(128, norm=True, grid=7), up(64, norm=True), up(1, act="sigmoid")],
+    ),
+    # Table 2
+    "svhn": _COLOUR,
+    # Table 3
+    "celeba": _COLOUR,
+    # Table 4: Q shares everything but the output
+    "faces": Tables(
+        image=(1, 32, 32),
+        trunk=[conv(64), conv(128, norm=True), fc(1024, norm=True)],
+        recognition=[],
+        generator=[fc(1024, norm=True), fc(128, norm=True, grid=8), up(64, norm=True), up(1, act="sigmoid")],
+    ),
+    # Table 6; 64x64 needs three doublings from 8x8, so the last upconv has stride 2
+    "chairs": Tables(
+        image=(1, 64, 64),
+        trunk=[
+            conv(64),
+            conv(128, norm=True),
+            conv(256, norm=True),
+            conv(256, norm=True, stride=1),
+            conv(256, norm=True, stride=1),
+            fc(1024, norm=True),
+        ],
+        recognition=[],
+        generator=[
+            fc(1024, norm=True),
+            fc(256, norm=True, grid=8),
+            up(256, norm=True, stride=1),
+            up(256, norm=True, stride=1),
+            up(128, norm=True),
+            up(64, norm=True),
+            up(1, act="sigmoid"),
+        ],
+    ),
+}
+
+
+class Generator(nn.Module):
+    """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``."""
+
+    def __init__(self, tables: Tables, spec: LatentSpec) -> None:
+        super().__init__()
+        self.layers = _build(tables.generator, (spec.dim, 1), "relu")
+        initialise(self)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = self.layers(z)
+        return images
+
+
+class Discriminator(nn.Module):
+    """D and Q: a shared trunk, an adversarial head of one logit and a recognition head of ``spec.head_dim`` outputs.
+
+    The heads are separate layers: D's logit is no unit of Q's.
+    """
+
+    def __init__(self, tables: Tables, spec: LatentSpec) -> None:
+        super().__init__()
+        channels, height, _ = tables.image
+        self.trunk = _build(tables.trunk, (channels, height), "lrelu")
+        features = _output(tables.trunk, (channels, height))
+        self.adversarial_head = nn.Linear(features, 1)
+        self.recognition_head = nn.Sequential(
+            *_build(tables.recognition, (features, 1), "lrelu"),
+            nn.Linear(_output(tables.recognition, (features, 1)), spec.head_dim),
+        )
+        initialise(self)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``."""
+        return self.trunk(images).flatten(1)
+
+    def adversarial(self, features: torch.Tensor) -> torch.Tensor:
+        """D's logit: ``[n]``; positive means real."""
+        return self.adversarial_head(features).squeeze(1)
+
+    def recognition(self, features: torch.Tensor) -> torch.Tensor:
+        """Q's outputs: ``[n, spec.head_dim]``, columns as in :class:`fastinfogan.codes.LatentSpec`."""
+        outputs: torch.Tensor = self.recognition_head(features)
+        return outputs
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(logits [n], recognition [n, spec.head_dim])``."""
+        features = self.features(images)
+        return self.adversarial(features), self.recognition(features)
+
+
+def build(tables: Tables, spec: LatentSpec, *, seed: int) -> tuple[Generator, Discriminator]:
+    """Both networks with weights drawn from ``seed``, the same for every device and thread count."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Generator(tables, spec), Discriminator(tables, spec)
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights N(0, 0.02), batch-norm gains N(1, 0.02), all biases 0, in every submodule."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(child.weight, 0.0, INIT_STD)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(child.weight, 1.0, INIT_STD)
+            nn.init.zeros_(child.bias)
+
+
+Shape = tuple[int, int]  # channels, side of the square image; a vector has side 1
+
+
+def _step(layer: Layer, shape: Shape) -> Shape:
+    """The shape after ``layer``."""
+    _, side = shape
+    if layer.kind == "fc":
+        return layer.channels, layer.grid
+    return layer.channels, side // layer.stride if layer.kind == "conv" else side * layer.stride
+
+
+def _output(layers: Sequence[Layer], shape: Shape) -> int:
+    """Values per row after ``layers``."""
+    for layer in layers:
+        shape = _step(layer, shape)
+    return shape[0] * shape[1] ** 2
+
+
+def _build(layers: Sequence[Layer], shape: Shape, hidden: Activation) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for layer in layers:
+        modules += _modules(layer, shape, layer.act or hidden)
+        shape = _step(layer, shape)
+    return nn.Sequential(*modules)
+
+
+def _modules(layer: Layer, shape: Shape, act: Activation) -> list[nn.Module]:
+    channels, side = shape
+    modules: list[nn.Module] = []
+    bias = not layer.norm  # batch norm subtracts any bias again
+    if layer.kind == "fc":
+        if side > 1:
+            modules.append(nn.Flatten())
+        modules.append(nn.Linear(channels * side * side, layer.channels * layer.grid**2, bias=bias))
+        if layer.grid > 1:
+            modules.append(nn.Unflatten(1, (layer.channels, layer.grid, layer.grid)))
+    elif layer.stride == 2:
+        convolution = nn.Conv2d if layer.kind == "conv" else nn.ConvTranspose2d
+        modules.append(convolution(channels, layer.channels, 4, stride=2, padding=1, bias=bias))
+    elif layer.stride == 1:
+        # An even kernel keeps the size only with uneven padding: one before and two after, as TensorFlow's SAME has
+        # it; its transpose is a convolution with the kernel mirrored and the padding the other way round.
+        before, after = (1, 2) if layer.kind == "conv" else (2, 1)
+        modules.append(nn.ZeroPad2d((before, after, before, after)))
+        modules.append(nn.Conv2d(channels, layer.channels, 4, bias=bias))
+    else:
+        raise UserError(f"a {layer.kind} layer has stride 1 or 2, not {layer.stride}")
+    if layer.norm:
+        is_vector = layer.kind == "fc" and layer.grid == 1
+        modules.append(nn.BatchNorm1d(layer.channels) if is_vector else nn.BatchNorm2d(layer.channels))
+    activations: dict[Activation, nn.Module] = {
+        "lrelu": nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+        "relu": nn.ReLU(inplace=True),
+        "sigmoid": nn.Sigmoid(),
+        "tanh": nn.Tanh(),
+    }
+    modules.append(activations[act])
+    return modules

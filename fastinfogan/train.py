@@ -1,0 +1,173 @@
+"""``python -m fastinfogan.train``: train an InfoGAN on a data set by name, or on a folder of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from fastinfogan import __version__, checkpoint, data, figures, run_directory
+from fastinfogan.checkpoint import Checkpoint
+from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
+from fastinfogan.errors import UserError, run_command
+from fastinfogan.metrics.evaluation import Evaluation, evaluate_networks
+from fastinfogan.precision import choose_device, choose_precision
+from fastinfogan.run_directory import RunDirectory
+from fastinfogan.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the configuration starts from; flags then change single values."""
+
+    preset: str | None = None
+    """One of the paper's experiments or the quick start; without it the one named like --dataset."""
+    config: Path | None = None
+    """Repeat a run: its folder or its config.json."""
+    resume: Path | None = None
+    """Go on with a run from its newest checkpoint: its folder, or one checkpoint file in it."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an InfoGAN. Defaults are those of the preset: {presets}."""
+
+    start: Annotated[Start, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Start)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
+
+
+def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
+    """The resolved configuration, and what to resume from.
+
+    Raises:
+        UserError: an unknown preset or data set, an unreadable configuration, a value that cannot work.
+    """
+    start, dataset = _peek(arguments)
+    if start.resume:
+        base = checkpoint.load(start.resume).config
+    elif start.config:
+        base = dataclasses.replace(read_config(start.config), run_dir=None)
+    else:
+        base = preset(start.preset or dataset or "mnist")
+    command = tyro.cli(
+        Train,
+        prog="python -m fastinfogan.train",
+        description=f"Train an InfoGAN. Presets: {', '.join(PRESETS)}.",
+        default=Train(Start(), base),
+        args=arguments,
+    )
+    command.train.check()
+    return command.train, start.resume
+
+
+def _peek(arguments: list[str]) -> tuple[Start, str | None]:
+    """The flags that decide the defaults of all others."""
+
+    @dataclass(frozen=True)
+    class First:
+        start: Annotated[Start, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Start)
+        dataset: str | None = None
+
+    first, _ = tyro.cli(First, args=arguments, return_unknown_args=True, add_help=False)
+    if first.dataset is not None and first.dataset not in data.DATASETS:
+        preset(first.dataset)  # its error names the nearest
+    return first.start, first.dataset
+
+
+def main() -> None:
+    """The command."""
+    if "--version" in sys.argv[1:]:
+        print(f"fastinfogan {__version__}, torch {torch.__version__}")
+        return
+    began = time.perf_counter()
+    config, resumed = parse(sys.argv[1:])
+    device = choose_device(config.device)
+    precision = choose_precision(device, config.amp)
+    print(f"training on {_describe(device)} in {str(precision.dtype).removeprefix('torch.')}: {precision.reason}")
+    saved = checkpoint.load(resumed) if resumed else None
+
+    tables = config.network_tables
+    split = data.open_split(
+        config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables
+    )
+    run = RunDirectory(_folder(config, resumed), config, saved.step if saved else 0)
+    batches = data.open_batches(
+        split,
+        image=tables.image,
+        batch=config.batch,
+        seed=config.seed,
+        low=tables.image_range[0],
+        high=tables.image_range[1],
+        flip=config.flip,
+        device=device,
+        placement=config.placement,
+        reject_limit=config.reject_limit,
+    )
+    try:
+        trainer = _trainer(config, batches, run, precision, saved)
+        print(f"{len(split):,} images of {split.name}; writing to {run.path}")
+        stopped = trainer.train()
+        if stopped.signal is not None:
+            print(
+                f"stopped and saved at step {stopped.step}; go on with: "
+                f"python -m fastinfogan.train --resume {run.path}"
+            )
+            raise SystemExit(128 + stopped.signal)
+        trainer.draw_figures("final")
+        figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
+        evaluation = _evaluate(config, trainer, split)
+        evaluation.write(run.path / "evaluation.json")
+        print(evaluation.table())
+        print(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
+    finally:
+        batches.close()
+        run.close()
+
+
+def _folder(config: TrainConfig, resumed: Path | None) -> Path:
+    if resumed is None:
+        return run_directory.new_folder(config)
+    return resumed if resumed.is_dir() else resumed.parent.parent
+
+
+def _trainer(config, batches, run, precision, saved: Checkpoint | None) -> Trainer:  # type: ignore[no-untyped-def]
+    trainer = Trainer(config, batches, run, precision)
+    if saved is not None:
+        trainer.restore(saved)
+        if trainer.step >= config.iterations:
+            raise UserError(f"the run is done at step {trainer.step}: ask for more with --iterations")
+        print(f"resuming at step {trainer.step} from {saved.path}")
+    return trainer
+
+
+def _evaluate(config: TrainConfig, trainer: Trainer, split: data.Decoded | data.Encoded) -> Evaluation:
+    labelled = isinstance(split, data.Decoded) and split.labels is not None
+    tables = config.network_tables
+    test = data.open_split(config.dataset, config.data, "test", tables.image, tables=config.tables) if labelled else None
+    return evaluate_networks(
+        trainer.generator,
+        trainer.discriminator,
+        trainer.spec,
+        image_range=tables.image_range,
+        fixed_std=config.fixed_std,
+        seed=config.seed,
+        step=trainer.step,
+        train=split if labelled else None,  # type: ignore[arg-type]
+        test=test,  # type: ignore[arg-type]
+    )
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU ({torch.get_num_threads()} threads, no CUDA GPU in use)"
+
+
+if __name__ == "__main__":
+    run_command(main)
