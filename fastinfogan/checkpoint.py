@@ -84,8 +84,8 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
         last = _newest(run_dir)
         kept = f"the checkpoint before it, {last}, is intact" if last else "there is no earlier checkpoint"
         raise UserError(
-            f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and resume with "
-            f"--resume {run_dir}"
+            f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and "
+            f"resume with --resume {run_dir}"
         ) from None
     for old in _all(run_dir)[:-keep]:
         old.unlink(missing_ok=True)
@@ -114,7 +114,9 @@ def load(path: Path) -> Checkpoint:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             step, config = int(metadata["step"]), from_json(metadata["config"], f"the header of {file}")
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is truncated or no checkpoint ({error}): resume from another one in {file.parent}") from None
+        raise UserError(
+            f"{file} is truncated or no checkpoint ({error}): resume from another one in {file.parent}"
+        ) from None
     return Checkpoint(file, step, config, tensors)
 
 
@@ -148,7 +150,8 @@ def _all(run_dir: Path) -> list[Path]:
 
 
 def _newest(run_dir: Path) -> Path | None:
-    return (_all(run_dir) or [None])[-1]
+    paths = _all(run_dir)
+    return paths[-1] if paths else None
 
 
 def _sync_folder(folder: Path) -> None:

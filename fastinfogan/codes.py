@@ -8,15 +8,14 @@ appendix C (the codes of each experiment).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 
 from fastinfogan.errors import UserError
 
-NoisePrior = Literal["uniform", "normal"]
+Prior = Literal["uniform", "normal"]
 
 
 class Latents(NamedTuple):
@@ -85,54 +84,57 @@ class LatentSpec:
 
     noise: int = 62
     codes: tuple[Code, ...] = (Categorical(10), Uniform(2))
-    noise_prior: NoisePrior = "uniform"
+    noise_prior: Prior = "uniform"
+
+    # Derived once, and as plain attributes: torch.compile traces those and not a cached_property.
+    categorical: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """K of each categorical code, in order."""
+    continuous: tuple[Prior, ...] = field(init=False, repr=False, compare=False)
+    """The prior of each continuous value, in order."""
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """c1, c2, ...: the paper's numbering, categorical codes first, then each continuous value."""
+    entropies: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    """H(c) in nats of each of ``names``: the ceiling of its mutual information bound."""
+    dim: int = field(init=False, repr=False, compare=False)
+    """Columns of the generator's input."""
+    head_dim: int = field(init=False, repr=False, compare=False)
+    """Columns of the recognition head's output."""
+    draws: int = field(init=False, repr=False, compare=False)
+    """Random words that one row takes: noise, then one per categorical code, then one per continuous value."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codes", tuple(self.codes))
         if self.noise < 0:
             raise UserError(f"noise must be a number of columns, 0 or more, got {self.noise}")
         if self.noise_prior not in ("uniform", "normal"):
             raise UserError(f"noise_prior must be uniform or normal, got {self.noise_prior!r}")
         if self.noise == 0 and not self.codes:
             raise UserError("a generator needs an input: give it noise columns, codes, or both")
-
-    @cached_property
-    def categorical(self) -> tuple[int, ...]:
-        """K of each categorical code, in order."""
-        return tuple(code.k for code in self.codes if isinstance(code, Categorical))
-
-    @cached_property
-    def continuous(self) -> tuple[Literal["uniform", "normal"], ...]:
-        """The prior of each continuous value, in order."""
-        priors: list[Literal["uniform", "normal"]] = []
+        categorical = tuple(code.k for code in self.codes if isinstance(code, Categorical))
+        continuous: list[Prior] = []
         for code in self.codes:
-            if isinstance(code, Uniform):
-                priors += ["uniform"] * code.n
-            elif isinstance(code, Gaussian):
-                priors += ["normal"] * code.n
-        return tuple(priors)
-
-    @cached_property
-    def dim(self) -> int:
-        """Columns of the generator's input."""
-        return self.noise + sum(self.categorical) + len(self.continuous)
-
-    @cached_property
-    def head_dim(self) -> int:
-        """Columns of the recognition head's output."""
-        return sum(self.categorical) + 2 * len(self.continuous)
-
-    @cached_property
-    def draws(self) -> int:
-        """Random words one row takes: noise, then one per categorical code, then one per continuous value."""
-        return self.noise + len(self.categorical) + len(self.continuous)
+            if not isinstance(code, Categorical):
+                continuous += ["uniform" if isinstance(code, Uniform) else "normal"] * code.n
+        n_codes = len(categorical) + len(continuous)
+        derived = {
+            "codes": tuple(self.codes),
+            "categorical": categorical,
+            "continuous": tuple(continuous),
+            "names": tuple(f"c{i + 1}" for i in range(n_codes)),
+            "entropies": tuple(math.log(k) for k in categorical)
+            + tuple(UNIFORM_ENTROPY if prior == "uniform" else GAUSSIAN_ENTROPY for prior in continuous),
+            "dim": self.noise + sum(categorical) + len(continuous),
+            "head_dim": sum(categorical) + 2 * len(continuous),
+            "draws": self.noise + n_codes,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def one_hot_columns(self, code: int) -> slice:
         """Columns of categorical code number ``code`` (from 0) in the generator's input."""
         start = self.noise + sum(self.categorical[:code])
         return slice(start, start + self.categorical[code])
 
-    @cached_property
+    @property
     def continuous_columns(self) -> slice:
         """Columns of the continuous values in the generator's input."""
         return slice(self.dim - len(self.continuous), self.dim)
@@ -142,27 +144,16 @@ class LatentSpec:
         start = sum(self.categorical[:code])
         return slice(start, start + self.categorical[code])
 
-    @cached_property
+    @property
     def mean_columns(self) -> slice:
         """Columns of the continuous values' means in the recognition head's output."""
         start = sum(self.categorical)
         return slice(start, start + len(self.continuous))
 
-    @cached_property
+    @property
     def log_std_columns(self) -> slice:
         """Columns of the continuous values' log-stds in the recognition head's output."""
         return slice(self.head_dim - len(self.continuous), self.head_dim)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """c1, c2, ...: the paper's numbering, categorical codes first, then each continuous value."""
-        return tuple(f"c{i + 1}" for i in range(len(self.categorical) + len(self.continuous)))
-
-    @cached_property
-    def entropies(self) -> tuple[float, ...]:
-        """H(c) in nats of each entry of :attr:`names`: the ceiling of its mutual information bound."""
-        continuous = {"uniform": UNIFORM_ENTROPY, "normal": GAUSSIAN_ENTROPY}
-        return tuple(math.log(k) for k in self.categorical) + tuple(continuous[p] for p in self.continuous)
 
 
 _KINDS: dict[str, type[Categorical] | type[Uniform] | type[Gaussian]] = {

@@ -14,7 +14,7 @@ from typing import Literal
 
 import pydantic
 
-from fastinfogan.codes import LatentSpec, NoisePrior, parse_code
+from fastinfogan.codes import LatentSpec, Prior, parse_code
 from fastinfogan.errors import UserError
 from fastinfogan.networks import TABLES, Tables
 from fastinfogan.objective import Objective
@@ -48,7 +48,7 @@ class TrainConfig:
     """Columns of the incompressible noise z."""
     codes: tuple[str, ...] = ("cat:10", "uniform:2")
     """The latent code, any mix of cat:K, uniform:N and gaussian:N."""
-    noise_prior: NoisePrior = "uniform"
+    noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
 
     categorical_weight: float = 1.0
@@ -58,7 +58,7 @@ class TrainConfig:
     trunk_mi: bool = True
     """Give the trunk shared by D and Q the gradient of the mutual information."""
     generator_mi: bool = True
-    """Give G the gradient of the mutual information; without it (and without --trunk-mi) a plain GAN that Q observes."""
+    """Give G the gradient of the mutual information; without it and without --trunk-mi, Q observes a plain GAN."""
     fixed_std: bool = False
     """Fix the std of Q's Gaussians at 1 instead of learning it."""
     saturating: bool = False
@@ -213,5 +213,7 @@ def read_config(path: Path) -> TrainConfig:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the configuration {file}: {error}; give a run folder or its config.json") from None
+        raise UserError(
+            f"cannot read the configuration {file}: {error}; give a run folder or its config.json"
+        ) from None
     return from_json(text, str(file))

@@ -19,7 +19,7 @@ from fastinfogan.networks import Generator
 from fastinfogan.ops import pack_codes, sample_latents, unpack_codes
 from fastinfogan.ops.philox import FIGURES
 
-ROWS = 10
+ROWS = COLUMNS = 10
 CONTINUOUS_VALUES = tuple(-2.0 + 4.0 * i / 9 for i in range(10))
 _MIN_SIDE = 56  # pixels a small image is enlarged to, so that a digit can be looked at
 _BAR = 18  # pixels for the labels
@@ -27,8 +27,8 @@ _BAR = 18  # pixels for the labels
 
 def sample_figure(generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int) -> Image.Image:
     """A 10 x 10 grid of samples; the same latents for every call with ``seed``."""
-    z = _latents(generator, spec, ROWS * ROWS, seed)
-    return grid(_generate(generator, z), ROWS, image_range)
+    z = _latents(generator, spec, ROWS * COLUMNS, seed)
+    return grid(generate(generator, z), COLUMNS, image_range)
 
 
 def traversal(
@@ -50,7 +50,7 @@ def traversal(
     else:
         categories[:, code] = columns
     labels = [f"{value:+.1f}" if number >= 0 else str(value) for value in values]
-    return _generate(generator, pack_codes(spec, noise, categories, continuous)), labels
+    return generate(generator, pack_codes(spec, noise, categories, continuous)), labels
 
 
 def traversal_figure(
@@ -64,7 +64,7 @@ def traversal_figure(
 def save_figures(
     generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int, folder: Path, label: str
 ) -> list[Path]:
-    """``samples`` and one ``traversal`` per code, each as ``folder/NAME-label.png``; the generator's mode is restored."""
+    """``samples`` and one ``traversal`` per code, as ``folder/NAME-label.png``; G keeps its mode."""
     folder.mkdir(parents=True, exist_ok=True)
     was_training = generator.training
     generator.eval()
@@ -132,5 +132,6 @@ def _latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> to
 
 
 @torch.inference_mode()
-def _generate(generator: Generator, z: torch.Tensor, batch: int = 256) -> torch.Tensor:
+def generate(generator: Generator, z: torch.Tensor, batch: int = 256) -> torch.Tensor:
+    """Images of latents ``[n, dim]``, ``batch`` at a time."""
     return torch.cat([generator(part) for part in z.split(batch)])

@@ -45,7 +45,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         found = torch.cuda.device_count()
         if (device.index or 0) >= found:
-            raise UserError(f"--device {name} asks for a GPU that is not here (torch sees {found}): choose --device cpu")
+            raise UserError(
+                f"--device {name} asks for a GPU that is not here (torch sees {found}): choose --device cpu"
+            )
     elif device.type != "cpu":
         raise UserError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
     return device

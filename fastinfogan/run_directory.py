@@ -40,7 +40,9 @@ class RunDirectory:
             kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
             self._metrics.write_text("".join(kept))
         except OSError as error:
-            raise UserError(f"cannot write to the run folder {path} ({error.strerror}): choose another --run-dir") from None
+            raise UserError(
+                f"cannot write to the run folder {path} ({error.strerror}): choose another --run-dir"
+            ) from None
         self._events = SummaryWriter(str(path), purge_step=step + 1)
 
     def _lines(self) -> list[str]:

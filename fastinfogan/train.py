@@ -12,11 +12,11 @@ from typing import Annotated
 import torch
 import tyro
 
-from fastinfogan import __version__, checkpoint, data, figures, run_directory
-from fastinfogan.checkpoint import Checkpoint
+from fastinfogan import checkpoint, data, figures, run_directory
+from fastinfogan.commands import run_command
 from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
-from fastinfogan.errors import UserError, run_command
-from fastinfogan.metrics.evaluation import Evaluation, evaluate_networks
+from fastinfogan.errors import UserError
+from fastinfogan.metrics.evaluation import evaluate
 from fastinfogan.precision import choose_device, choose_precision
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.trainer import Trainer
@@ -36,7 +36,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Train:
-    """Train an InfoGAN. Defaults are those of the preset: {presets}."""
+    """All flags."""
 
     start: Annotated[Start, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Start)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
@@ -82,20 +82,17 @@ def _peek(arguments: list[str]) -> tuple[Start, str | None]:
 
 def main() -> None:
     """The command."""
-    if "--version" in sys.argv[1:]:
-        print(f"fastinfogan {__version__}, torch {torch.__version__}")
-        return
     began = time.perf_counter()
     config, resumed = parse(sys.argv[1:])
     device = choose_device(config.device)
     precision = choose_precision(device, config.amp)
     print(f"training on {_describe(device)} in {str(precision.dtype).removeprefix('torch.')}: {precision.reason}")
     saved = checkpoint.load(resumed) if resumed else None
+    if saved and saved.step >= config.iterations:
+        raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
 
     tables = config.network_tables
-    split = data.open_split(
-        config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables
-    )
+    split = data.open_split(config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables)
     run = RunDirectory(_folder(config, resumed), config, saved.step if saved else 0)
     batches = data.open_batches(
         split,
@@ -110,18 +107,20 @@ def main() -> None:
         reject_limit=config.reject_limit,
     )
     try:
-        trainer = _trainer(config, batches, run, precision, saved)
+        trainer = Trainer(config, batches, run, precision)
+        if saved:
+            trainer.restore(saved)
+            print(f"resuming at step {saved.step} from {saved.path}")
         print(f"{len(split):,} images of {split.name}; writing to {run.path}")
         stopped = trainer.train()
         if stopped.signal is not None:
             print(
-                f"stopped and saved at step {stopped.step}; go on with: "
-                f"python -m fastinfogan.train --resume {run.path}"
+                f"stopped and saved at step {stopped.step}; go on with: python -m fastinfogan.train --resume {run.path}"
             )
             raise SystemExit(128 + stopped.signal)
         trainer.draw_figures("final")
         figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
-        evaluation = _evaluate(config, trainer, split)
+        evaluation = evaluate(config, trainer.generator, trainer.discriminator, trainer.step)
         evaluation.write(run.path / "evaluation.json")
         print(evaluation.table())
         print(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
@@ -134,33 +133,6 @@ def _folder(config: TrainConfig, resumed: Path | None) -> Path:
     if resumed is None:
         return run_directory.new_folder(config)
     return resumed if resumed.is_dir() else resumed.parent.parent
-
-
-def _trainer(config, batches, run, precision, saved: Checkpoint | None) -> Trainer:  # type: ignore[no-untyped-def]
-    trainer = Trainer(config, batches, run, precision)
-    if saved is not None:
-        trainer.restore(saved)
-        if trainer.step >= config.iterations:
-            raise UserError(f"the run is done at step {trainer.step}: ask for more with --iterations")
-        print(f"resuming at step {trainer.step} from {saved.path}")
-    return trainer
-
-
-def _evaluate(config: TrainConfig, trainer: Trainer, split: data.Decoded | data.Encoded) -> Evaluation:
-    labelled = isinstance(split, data.Decoded) and split.labels is not None
-    tables = config.network_tables
-    test = data.open_split(config.dataset, config.data, "test", tables.image, tables=config.tables) if labelled else None
-    return evaluate_networks(
-        trainer.generator,
-        trainer.discriminator,
-        trainer.spec,
-        image_range=tables.image_range,
-        fixed_std=config.fixed_std,
-        seed=config.seed,
-        step=trainer.step,
-        train=split if labelled else None,  # type: ignore[arg-type]
-        test=test,  # type: ignore[arg-type]
-    )
 
 
 def _describe(device: torch.device) -> str:

@@ -248,7 +248,7 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, before[number])
         print("stopping after this iteration, then saving; once more to stop at once", file=sys.stderr)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, note)
     try:

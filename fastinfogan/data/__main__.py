@@ -14,10 +14,10 @@ import tyro
 from tyro.conf import Positional
 
 from fastinfogan import ops
+from fastinfogan.commands import run_command
 from fastinfogan.config import DatasetName, TablesName, preset
 from fastinfogan.data import Encoded, Split, open_split
 from fastinfogan.data.decode import decode_all
-from fastinfogan.errors import run_command
 from fastinfogan.figures import grid
 from fastinfogan.networks import TABLES
 

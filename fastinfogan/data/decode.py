@@ -134,7 +134,7 @@ class Decoder:
         @pipeline_def(
             batch_size=batch,
             num_threads=_threads(),
-            device_id=(self.device.index or 0) if on_gpu else None,
+            device_id=torch.empty(0, device=self.device).get_device() if on_gpu else None,
             prefetch_queue_depth=PREFETCH,
         )
         def pixels() -> Any:
@@ -208,6 +208,8 @@ def decode_all(
         if keep:
             record = {"count": count, "rejected": [[one.name, one.reason] for one in rejected]}
             base.with_suffix(".json").write_text(json.dumps(record))
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the name without the pixels
             part.rename(base.with_suffix(".npy"))  # last: its presence says that all is complete
     return Decoded(encoded.name, torch.from_numpy(pixels[:count]), rejected=rejected)
 

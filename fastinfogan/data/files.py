@@ -98,14 +98,15 @@ def celeba_attributes(path: Path, names: Sequence[str]) -> tuple[tuple[str, ...]
 
 def require_channels(encoded: Encoded, tables: str) -> None:
     """Raise :class:`UserError` if one of the first files is in colour, for networks that take one channel."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for index in range(min(SNIFFED, len(encoded))):
         try:
-            channels = len(Image.open(io.BytesIO(encoded.read(index))).convert().getbands())
-        except (OSError, UnidentifiedImageError):
+            picture = Image.open(io.BytesIO(encoded.read(index)))
+        except OSError:
             continue  # damaged files are the decoder's to report
-        if channels > 2:  # two are grey and opacity
+        if Image.getmodebase(picture.mode) == "RGB":  # what a palette and CMYK come down to as well
+            channels = max(3, len(picture.getbands()))
             raise UserError(
                 f"expected 1-channel images for the {tables} networks, got {channels} channels in "
                 f"{encoded.names[index]}: pass --gray, or choose --tables celeba"

@@ -51,9 +51,7 @@ def contingency(categories: np.ndarray, labels: np.ndarray, k: int) -> np.ndarra
     return counts
 
 
-def clustering(
-    train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], k: int
-) -> Clustering:
+def clustering(train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], k: int) -> Clustering:
     """Judge one code of ``k`` values; each split is ``(categories int64 [n], labels int64 [n])``."""
     (train_categories, train_labels), (test_categories, test_labels) = (
         tuple(part.cpu().numpy() for part in split) for split in (train, test)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
+from fastinfogan import data
 from fastinfogan.codes import LatentSpec
-from fastinfogan.data import Decoded
+from fastinfogan.config import TrainConfig
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.clustering import Clustering, clustering
 from fastinfogan.metrics.information import information_bound
@@ -22,6 +24,13 @@ CALIBRATION_IMAGES = 10_000
 _BATCH = 500
 
 
+class Labelled(NamedTuple):
+    """pixels: uint8 ``[n, h, w, c]``; labels: int64 ``[n]``."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """information: nats per code and total. clusterings: per categorical code, where the images have labels."""
@@ -30,11 +39,6 @@ class Evaluation:
     information: dict[str, float]
     entropies: dict[str, float]
     clusterings: dict[str, Clustering]
-
-    @property
-    def best_code(self) -> str | None:
-        """The categorical code that agrees best with the labels of the *training* split."""
-        return min(self.clusterings, key=lambda name: self.clusterings[name].training_error, default=None)
 
     def write(self, path: Path) -> None:
         """As JSON, with everything that the table leaves out."""
@@ -56,37 +60,37 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate_networks(
-    generator: Generator,
-    discriminator: Discriminator,
-    spec: LatentSpec,
-    *,
-    image_range: tuple[float, float],
-    fixed_std: bool,
-    seed: int,
-    step: int,
-    train: Decoded | None,
-    test: Decoded | None,
-) -> Evaluation:
-    """Judge both networks; clusterings need both splits with labels and a categorical code."""
+def evaluate(config: TrainConfig, generator: Generator, discriminator: Discriminator, step: int) -> Evaluation:
+    """Judge the networks of ``config`` after ``step`` iterations; labels, where there are any, are used here only.
+
+    Raises:
+        UserError: the data set is not where ``config.data`` says.
+    """
+    spec, image_range = config.spec, config.network_tables.image_range
     information = information_bound(
-        generator, discriminator, spec, seed=seed, fixed_std=fixed_std, samples=INFORMATION_SAMPLES
+        generator, discriminator, spec, seed=config.seed, fixed_std=config.fixed_std, samples=INFORMATION_SAMPLES
     )
     clusterings: dict[str, Clustering] = {}
-    if spec.categorical and train is not None and test is not None:
-        assert train.labels is not None and test.labels is not None
+    if spec.categorical and config.dataset in data.FIXED:
+        train, test = (_labelled(config, split) for split in ("train", "test"))
         judge = recalibrated(discriminator, _batches(train, image_range, discriminator, CALIBRATION_IMAGES))
-        predicted = [predict(judge, spec, split, image_range) for split in (train, test)]
+        on_train, on_test = (predict(judge, spec, split, image_range) for split in (train, test))
         for code, k in enumerate(spec.categorical):
             clusterings[spec.names[code]] = clustering(
-                (predicted[0][:, code], train.labels), (predicted[1][:, code], test.labels), k
+                (on_train[:, code], train.labels), (on_test[:, code], test.labels), k
             )
     return Evaluation(step, information, dict(zip(spec.names, spec.entropies, strict=True)), clusterings)
 
 
+def _labelled(config: TrainConfig, split: Literal["train", "test"]) -> Labelled:
+    opened = data.open_split(config.dataset, config.data, split, config.network_tables.image, tables=config.tables)
+    assert isinstance(opened, data.Decoded) and opened.labels is not None
+    return Labelled(opened.pixels, opened.labels)
+
+
 @torch.inference_mode()
 def predict(
-    discriminator: Discriminator, spec: LatentSpec, split: Decoded, image_range: tuple[float, float]
+    discriminator: Discriminator, spec: LatentSpec, split: Labelled, image_range: tuple[float, float]
 ) -> torch.Tensor:
     """The most likely value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
     parts = []
@@ -99,7 +103,7 @@ def predict(
 
 
 def _batches(
-    split: Decoded, image_range: tuple[float, float], discriminator: Discriminator, limit: int
+    split: Labelled, image_range: tuple[float, float], discriminator: Discriminator, limit: int
 ) -> Iterator[torch.Tensor]:
     device = next(discriminator.parameters()).device
     low, high = image_range

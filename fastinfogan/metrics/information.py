@@ -30,9 +30,7 @@ def information_bound(
     was_training = generator.training
     generator.eval()
     n_batches = max(1, samples // BATCH)
-    draws = [
-        sample_latents(spec, BATCH, seed=seed, step=i, stream=EVALUATION, device=device) for i in range(n_batches)
-    ]
+    draws = [sample_latents(spec, BATCH, seed=seed, step=i, stream=EVALUATION, device=device) for i in range(n_batches)]
     judge = recalibrated(discriminator, (generator(latents.z) for latents in draws[: max(1, n_batches // 4)]))
     total = torch.zeros(len(spec.names), device=device, dtype=torch.float64)
     for latents in draws:

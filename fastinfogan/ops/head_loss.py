@@ -133,11 +133,15 @@ def _check(
         expected.append(("code_weights", code_weights, (n_categorical + n_continuous,)))
     for name, tensor, shape in expected:
         if tensor is None:
-            raise UserError(f"head_loss needs {name} of shape {shape} beside recognition: pass the codes that G was fed")
+            raise UserError(
+                f"head_loss needs {name} of shape {shape} beside recognition: pass the codes that G was fed"
+            )
         if tensor.shape != shape:
             raise UserError(f"head_loss expected {name} of shape {shape}, got {tuple(tensor.shape)}")
         if tensor.device != fake.device:
-            raise UserError(f"head_loss got {name} on {tensor.device} and fake_logits on {fake.device}: move one of them")
+            raise UserError(
+                f"head_loss got {name} on {tensor.device} and fake_logits on {fake.device}: move one of them"
+            )
         if name == "categories":
             if tensor.dtype != torch.int64:
                 raise UserError(f"head_loss expected categories of int64 indices, got {tensor.dtype}")
@@ -193,9 +197,13 @@ def _reference(
             log_probability = F.log_softmax(logits, dim=1)
             target = categories[:, i : i + 1]
             terms.append(-log_probability.gather(1, target).sum() / rows)
-            parts.append(weights[i] / rows * log_probability.exp().scatter_add(1, target, -torch.ones_like(fake)[:, None]))
+            parts.append(
+                weights[i] / rows * log_probability.exp().scatter_add(1, target, -torch.ones_like(fake)[:, None])
+            )
 
-        mean, raw_log_std = q[:, sum(categorical) :].split(n_continuous, dim=1) if n_continuous else (q[:, :0], q[:, :0])
+        mean, raw_log_std = (
+            q[:, sum(categorical) :].split(n_continuous, dim=1) if n_continuous else (q[:, :0], q[:, :0])
+        )
         log_std = torch.zeros_like(mean) if fixed_std else raw_log_std.clamp(min=LOG_STD_MIN)
         inverse_std = torch.exp(-log_std)
         distance = (continuous.to(work) - mean) * inverse_std
@@ -255,8 +263,8 @@ def _head_loss(
 
 
 @_head_loss.register_fake
-def _(fake_logits, real_logits, recognition, categories, continuous, code_weights, loss_scale, categorical,
-      entropies, saturating, fixed_std, backend):  # type: ignore[no-untyped-def]  # fmt: skip
+def _(fake_logits, real_logits, recognition, *rest):  # type: ignore[no-untyped-def]
+    entropies = rest[5]
     work = torch.float64 if fake_logits.dtype == torch.float64 else torch.float32
     n_codes = 0 if recognition is None else len(entropies)
 
@@ -272,7 +280,7 @@ def _(fake_logits, real_logits, recognition, categories, continuous, code_weight
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    fake_logits, real_logits, recognition, *_ = inputs
+    _, real_logits, recognition, *_ = inputs
     ctx.has_real, ctx.has_recognition = real_logits is not None, recognition is not None
     ctx.save_for_backward(*output[1:])
 

@@ -39,7 +39,8 @@ def image_batch(
     """
     if images_u8.dtype != torch.uint8 or images_u8.dim() != 4 or not images_u8.is_contiguous():
         raise UserError(
-            f"image_batch expected a contiguous uint8 store [n, h, w, c], got {images_u8.dtype} {tuple(images_u8.shape)}"
+            f"image_batch expected a contiguous uint8 store [n, h, w, c], "
+            f"got {images_u8.dtype} {tuple(images_u8.shape)}"
         )
     if index.dtype != torch.int64 or index.dim() != 1:
         raise UserError(f"image_batch expected int64 indices [batch], got {index.dtype} {tuple(index.shape)}")

@@ -35,7 +35,8 @@ def as_word64(value: int | torch.Tensor, device: torch.device) -> torch.Tensor:
 def philox(key: torch.Tensor, counter: Words) -> Words:
     """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words, broadcast together.
 
-    ``key`` is an int64 scalar, the 64-bit seed. Known answer: key 0, counter 0 gives 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+    ``key`` is an int64 scalar, the 64-bit seed. Known answer: key 0, counter 0 gives
+    6627e8d5 e169c58d bc57ac4c 9b00dbd8.
     """
     key0, key1 = key & _MASK, (key >> 32) & _MASK
     c0, c1, c2, c3 = counter
@@ -50,7 +51,7 @@ def philox(key: torch.Tensor, counter: Words) -> Words:
 def random_words(
     rows: int, draws: int, *, seed: torch.Tensor, step: torch.Tensor, stream: int, row_offset: int
 ) -> torch.Tensor:
-    """32-bit words of draws ``0 .. draws - 1`` for ``rows`` global rows from ``row_offset``: int64 ``[rows, 4 * groups]``.
+    """32-bit words of draws 0 .. draws - 1 for global rows from ``row_offset``: int64 ``[rows, 4 * groups]``.
 
     Counter: (group of four draws, global row, low word of the step, stream << 24 | bits 32..55 of the step); draw d is
     word ``d % 4`` of group ``d // 4``, so the columns past ``draws`` complete the last group. ``seed`` and ``step`` are

@@ -111,9 +111,7 @@ def _reference(
 
     sizes = torch.tensor(categorical, dtype=torch.int64, device=device)
     categories = (words[:, noise : noise + len(categorical)] * sizes) >> 32
-    one_hots = [
-        torch.nn.functional.one_hot(categories[:, i], k).to(dtype) for i, k in enumerate(categorical)
-    ]
+    one_hots = [torch.nn.functional.one_hot(categories[:, i], k).to(dtype) for i, k in enumerate(categorical)]
 
     normal = torch.tensor(continuous_normal, dtype=torch.bool, device=device)
     continuous = _draw(words, number[noise + len(categorical) :], normal).to(dtype)
@@ -134,15 +132,11 @@ def _sample_latents(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _reference(
-        seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype
-    )
+    return _reference(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype)
 
 
 @_sample_latents.register_fake
-def _(
-    seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype, backend
-):  # type: ignore[no-untyped-def]
+def _(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype, backend):  # type: ignore[no-untyped-def]
     dim = noise + sum(categorical) + len(continuous_normal)
     return (
         seed.new_empty((batch, dim), dtype=dtype),

@@ -1,0 +1,27 @@
+"""What every ``python -m fastinfogan.X`` does alike: ``--version``, and errors as sentences."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from fastinfogan import __version__
+from fastinfogan.errors import UserError
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run ``main``, or print the versions where ``--version`` is among the arguments.
+
+    A :class:`UserError` becomes one line on stderr and exit status 2; any other exception keeps its traceback: it is
+    a bug of ours.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"fastinfogan {__version__}, torch {torch.__version__}")
+        return
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,42 @@
+"""``python -m fastinfogan.evaluate RUN``: what a trained run is worth, as one table and ``evaluation.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from fastinfogan import checkpoint
+from fastinfogan.commands import run_command
+from fastinfogan.metrics.evaluation import evaluate
+from fastinfogan.precision import choose_device
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a run: mutual information per code in nats; on labelled sets, error, NMI and ARI of argmax Q(c|x)."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder (its newest checkpoint is judged), or one checkpoint file."""
+    data: Path | None = None
+    """Where the data sets lie; without it, where the run found them."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+
+
+def main() -> None:
+    """The command."""
+    command = tyro.cli(Evaluate, prog="python -m fastinfogan.evaluate")
+    device = choose_device(command.device)
+    saved, _, generator, discriminator = checkpoint.load_networks(command.run, device)
+    config = saved.config if command.data is None else replace(saved.config, data=command.data)
+    evaluation = evaluate(config, generator, discriminator, saved.step)
+    folder = saved.path.parent.parent
+    evaluation.write(folder / "evaluation.json")
+    print(evaluation.table())
+    print(f"written to {folder / 'evaluation.json'}")
+
+
+if __name__ == "__main__":
+    run_command(main)
