@@ -1,0 +1,65 @@
+"""Which number format is chosen where, without the hardware at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastinfogan.errors import UserError
+from fastinfogan.precision import choose_device, choose_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "dtype", "reason"),
+    [
+        (True, True, torch.bfloat16, "AMX"),
+        (False, True, torch.bfloat16, "AVX-512 BF16"),
+        (False, False, torch.float32, "no bfloat16 in hardware"),
+    ],
+)
+def test_a_cpu_gets_bfloat16_only_where_it_has_it_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, dtype: torch.dtype, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    precision = choose_precision(CPU, amp=True)
+    assert precision.dtype == dtype and reason in precision.reason
+    assert not precision.gradient_scaler().is_enabled()
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    assert choose_precision(GPU, amp=True).dtype == dtype
+
+
+def test_without_amp_everything_is_float32() -> None:
+    precision = choose_precision(CPU, amp=False)
+    assert precision.dtype == torch.float32 and "--amp was not given" in precision.reason
+    with precision.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "unknown device 'gpu': choose auto, cpu, cuda or cuda:N"),
+        ("cuda:7", r"--device cuda:7 asks for a GPU that is not here \(torch sees 0\): choose --device cpu"),
+        ("mps", "device 'mps' is not supported"),
+    ],
+)
+def test_a_device_that_is_not_here_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=message):
+        choose_device(name)
