@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch.Tensor], keep: int) -> Path:
-    """Write ``step``'s checkpoint below ``run_dir`` and remove all but the last ``keep``; returns its path.
+    """Write ``step``'s checkpoint below ``run_dir`` and remove all but the last ``keep`` up to it; returns its path.
 
     Written to a temporary name, flushed to the disk, renamed: at every moment the newest named file is whole.
 
@@ -87,8 +87,10 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
             f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and "
             f"resume with --resume {run_dir}"
         ) from None
-    for old in _all(run_dir)[:-keep]:
-        old.unlink(missing_ok=True)
+    # Checkpoints of later steps are what was left behind by going back to an earlier one: this one is the newest now.
+    kept_paths = [one for one in _all(run_dir) if one <= path][-keep:]
+    for one in set(_all(run_dir)).difference(kept_paths):
+        one.unlink(missing_ok=True)
     return path
 
 
@@ -138,9 +140,16 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of :func:`optimiser_tensors`; learning rates stay as they are configured."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
+        if int(index) >= len(parameters):
+            continue  # a switch of the objective has moved this parameter to the other optimiser
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # The fused step walks through memory: a moment in another layout than its weight is another weight's.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 

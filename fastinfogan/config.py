@@ -120,9 +120,11 @@ class TrainConfig:
     def check(self) -> None:
         """Raise a UserError for the first value that cannot work, before anything is read or written."""
         _ = self.spec
-        for name in ("iterations", "batch", "log_every", "figure_every", "save_every", "keep"):
+        for name in ("iterations", "log_every", "figure_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be 1 or more, got {getattr(self, name)}")
+        if self.batch < 2:
+            raise UserError(f"--batch must be 2 or more, got {self.batch}: batch norm needs images to compare")
         for name in ("categorical_weight", "continuous_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(

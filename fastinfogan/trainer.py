@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
 
 Batches = ResidentBatches | StreamBatches
+SUMS = ("loss/d", "loss/g")  # of the other losses
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Trainer:
         """Iterate from ``self.step`` to ``config.iterations``, or until SIGINT or SIGTERM; the end is always saved.
 
         Raises:
-            UserError: a loss or a weight that is not finite, or a checkpoint that cannot be written.
+            UserError: a loss or a weight that is not finite, or a disk that is full.
         """
         config = self.config
         bar = tqdm(total=config.iterations, initial=self.step, unit="it", disable=None, dynamic_ncols=True)
@@ -107,7 +109,8 @@ class Trainer:
                     values = self._read_metrics()
                     rate = (self.step - counted) * config.batch / (time.perf_counter() - began)
                     began, counted = time.perf_counter(), self.step
-                    self.run_directory.log(self.step, {**values, "images_per_second": rate})
+                    with self._writing():
+                        self.run_directory.log(self.step, {**values, "images_per_second": rate})
                     say(self._line(values, rate))
                 if self.step % config.figure_every == 0:
                     self.draw_figures(f"{self.step:08d}")
@@ -140,9 +143,10 @@ class Trainer:
     def draw_figures(self, label: str) -> None:
         """Sample grid and one traversal per code, into the run's figures/."""
         image_range = self.config.network_tables.image_range
-        figures.save_figures(
-            self.generator, self.spec, image_range, self.config.seed, self.run_directory.figures, label
-        )
+        with self._writing():
+            figures.save_figures(
+                self.generator, self.spec, image_range, self.config.seed, self.run_directory.figures, label
+            )
 
     def save(self) -> None:
         """A checkpoint of this step. Waits for the device.
@@ -164,11 +168,30 @@ class Trainer:
             raise UserError(f"{name} became not finite at step {step}: {self._advice()}")
 
     def _advice(self) -> str:
+        remedy = "with a lower --lr-d or --lr-g, or without --amp"
+        last = self._last_good()
+        return f"the last good checkpoint is {last}; resume from it {remedy}" if last else (
+            f"there is no checkpoint yet; start again {remedy}"
+        )  # fmt: skip
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What cannot be written is told with the checkpoint to go on from."""
         try:
-            last = str(checkpoint.load(self.run_directory.path).path)
+            yield
+        except OSError as error:
+            folder, last = self.run_directory.path, self._last_good()
+            raise UserError(
+                f"could not write to {folder} at step {self.step} ({error.strerror or error}); "
+                f"{f'the last good checkpoint is {last}' if last else 'there is no checkpoint yet'}: free some space "
+                f"and resume with --resume {folder}"
+            ) from None
+
+    def _last_good(self) -> Path | None:
+        try:
+            return checkpoint.load(self.run_directory.path).path
         except UserError:
-            last = "none yet"
-        return f"the last good checkpoint is {last}; resume from it with a lower --lr-d or --lr-g, or without --amp"
+            return None
 
     def state(self) -> dict[str, torch.Tensor]:
         """All tensors that the next iteration depends on, by dotted name."""
@@ -215,13 +238,14 @@ class Metrics:
         self.first_bad.masked_fill_(newly_bad, step + 1)
 
     def first_not_finite(self) -> tuple[str, int] | None:
-        """The name and step (counted from 1) of the earliest value that was not finite. Waits for the device."""
+        """The name and step (counted from 1) of the earliest value that was not finite. Waits for the device.
+
+        A term is named rather than the sum that it is part of.
+        """
         steps = self.first_bad.tolist()
-        bad = [(step, index) for index, step in enumerate(steps) if step]
-        if not bad:
-            return None
-        step, index = min(bad)
-        return self.names[index], step
+        bad = [(step, name in SUMS, index) for index, (name, step) in enumerate(zip(self.names, steps, strict=True))]
+        step, _, index = min((one for one in bad if one[0]), default=(0, False, 0))
+        return (self.names[index], step) if step else None
 
     def read(self) -> dict[str, float]:
         """Means since the last reading, which start anew. Waits for the device."""
@@ -243,9 +267,13 @@ def _signals() -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM is noted, so that the iteration ends and is saved; a second one acts at once."""
     caught: list[int] = []
 
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def note(number: int, _: object) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        restore()
         print("stopping after this iteration, then saving; once more to stop at once", file=sys.stderr)
 
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -254,5 +282,4 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

@@ -112,7 +112,7 @@ def test_an_impossible_request_is_refused_with_its_value(arguments: dict, messag
 
 
 def test_a_backend_that_cannot_run_here_is_refused_with_those_that_can() -> None:
-    with pytest.raises(UserError, match=r"the triton backend cannot run on cpu here: available are .*reference"):
+    with pytest.raises(UserError, match=r"the triton backend cannot run this on cpu here: available are .*reference"):
         sample_latents(LatentSpec(), 1, seed=0, step=0, backend="triton")
 
 

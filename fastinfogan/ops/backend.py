@@ -5,8 +5,12 @@ Kept apart from the ops so that ``FASTINFOGAN_BACKEND`` and the messages mean th
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,22 +21,54 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 VARIABLE = "FASTINFOGAN_BACKEND"
 
 
-def choose(requested: str | None, device: torch.device, available: tuple[Backend, ...]) -> Backend:
-    """The backend to run on ``device``: ``requested``, else ``$FASTINFOGAN_BACKEND``, else the first of ``available``.
+@lru_cache
+def available(device_type: str, native_on_cuda: bool = False) -> tuple[Backend, ...]:
+    """What serves the fused ops on a kind of device, fastest first; the reference serves them everywhere.
 
-    ``available`` lists what serves the op there, fastest first, and always ends in ``"reference"``.
+    ``native_on_cuda``: the op has a CUDA kernel in the extension as well.
+    """
+    native = import_module("fastinfogan.ops.native")
+    found: list[Backend] = []
+    if device_type == "cpu" and native.available():
+        found.append("native")
+    if device_type == "cuda" and native_on_cuda and native.on_cuda():
+        found.append("native")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if importlib.util.find_spec("triton") and (device_type == "cuda" or (device_type == "cpu" and interpreted)):
+        found.append("triton")
+    return (*found, "reference")
+
+
+# For torch.compile the choice is made once, while it traces.
+@torch.compiler.assume_constant_result
+def choose(requested: str | None, device_type: str, native_on_cuda: bool = False, fused: bool = True) -> Backend:
+    """The backend to run on a kind of device: ``requested``, else ``$FASTINFOGAN_BACKEND``, else the fastest.
+
+    ``fused``: whether the arguments are such as the fused kernels take; float64 is for the reference alone.
 
     Raises:
-        UserError: an unknown name, or a backend that does not serve this op on this device.
+        UserError: an unknown name, or a backend that cannot run this here.
     """
+    candidates = available(device_type, native_on_cuda) if fused else ("reference",)
     wanted = requested or os.environ.get(VARIABLE)
     if not wanted:
-        return available[0]
+        return candidates[0]
     for backend in BACKENDS:
         if backend == wanted:
-            if backend not in available:
+            if backend not in candidates:
                 raise UserError(
-                    f"the {backend} backend cannot run on {device.type} here: available are {', '.join(available)}"
+                    f"the {backend} backend cannot run this on {device_type} here: available are "
+                    f"{', '.join(candidates)}"
                 )
             return backend
     raise UserError(f"unknown backend {wanted!r}: choose one of {', '.join(BACKENDS)}")
+
+
+@lru_cache
+def implementation(op: str, backend: Backend, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of that name in the extension's adaptor or in the kernel's file; loaded when first used."""
+    if backend == "reference":
+        return reference
+    module = "fastinfogan.ops.native" if backend == "native" else f"fastinfogan.kernels.{op}"
+    found: Callable[..., Any] = getattr(import_module(module), op)
+    return found

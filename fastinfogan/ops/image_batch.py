@@ -6,10 +6,12 @@ quarter of the memory and of the traffic of a float store.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import choose
+from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 
 
@@ -54,7 +56,7 @@ def image_batch(
         as_word64(step, device),
         row_offset,
         dtype,
-        choose(backend, device, ("reference",)),
+        choose(backend, device.type),
     )
 
 
@@ -89,7 +91,8 @@ def _image_batch(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    return _reference(images_u8, index, low, high, flip_seed, step, row_offset, dtype)
+    run = implementation("image_batch", cast(Backend, backend), _reference)
+    return run(images_u8, index, low, high, flip_seed, step, row_offset, dtype)
 
 
 @_image_batch.register_fake

@@ -7,12 +7,13 @@ that nothing else writes one-hots.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import choose
+from fastinfogan.ops.backend import Backend, choose, implementation
 
 
 def pack_codes(
@@ -42,8 +43,14 @@ def pack_codes(
         if tensor.shape != shape:
             raise UserError(f"pack_codes expected {name} of shape {shape}, got {tuple(tensor.shape)}")
     check_categories(spec, categories)
+    fused = torch.float64 not in (noise.dtype, continuous.dtype, dtype)
     return torch.ops.fastinfogan.pack_codes(
-        noise, categories, continuous, spec.categorical, dtype, choose(backend, noise.device, ("reference",))
+        noise,
+        categories,
+        continuous,
+        spec.categorical,
+        dtype,
+        choose(backend, noise.device.type, native_on_cuda=True, fused=fused),
     )
 
 
@@ -94,7 +101,8 @@ def _pack_codes(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    return _reference(noise, categories, continuous, categorical, dtype)
+    run = implementation("pack_codes", cast(Backend, backend), _reference)
+    return run(noise, categories, continuous, categorical, dtype)
 
 
 @_pack_codes.register_fake

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import choose
+from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.philox import LATENTS, as_word64, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,7 +70,7 @@ def sample_latents(
             stream,
             row_offset,
             dtype,
-            choose(backend, device, ("reference",)),
+            choose(backend, device.type),
         )
     )
 
@@ -132,7 +133,8 @@ def _sample_latents(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _reference(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype)
+    run = implementation("sample_latents", cast(Backend, backend), _reference)
+    return run(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype)
 
 
 @_sample_latents.register_fake

@@ -1,0 +1,110 @@
+"""The grid behind the paper's Figures 2 to 6: fixed rows of latents, with one code swept over given values.
+
+The grid is built directly in the generator's packed form: repeating noise and codes first would write them twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fastinfogan.codes import LatentSpec
+from fastinfogan.errors import UserError
+from fastinfogan.ops import native
+from fastinfogan.ops.backend import Backend, choose
+from fastinfogan.ops.pack_codes import _reference as _pack_reference
+from fastinfogan.ops.pack_codes import check_categories
+
+
+def traversal(
+    spec: LatentSpec,
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    *,
+    code: int,
+    values: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """``z [rows * columns, spec.dim]``: row ``i * columns + j`` is latent row i with value j in place of one code.
+
+    Args:
+        noise: ``[rows, spec.noise]``; ``categories``: ``int64 [rows, n_categorical]``; ``continuous``:
+            ``[rows, n_continuous]``: what stays fixed along each row of the grid.
+        code: the code that is swept, its number in ``spec.names`` from 0.
+        values: ``[columns]``: category indices or continuous values.
+
+    Not differentiable: figures only look.
+
+    Raises:
+        UserError: a shape that does not fit ``spec``, no such code, or a category outside 0 .. K-1.
+    """
+    rows, n_categorical = noise.shape[0], len(spec.categorical)
+    expected = {
+        "noise": (noise, (rows, spec.noise)),
+        "categories": (categories, (rows, n_categorical)),
+        "continuous": (continuous, (rows, len(spec.continuous))),
+        "values": (values, (values.numel(),)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise UserError(f"traversal expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    if not 0 <= code < len(spec.names):
+        raise UserError(f"traversal expected the number of a code, 0 to {len(spec.names) - 1}, got {code}")
+    if dtype not in native.DTYPES:
+        raise UserError(f"latents can be float32, bfloat16 or float16, not {dtype}")
+    check_categories(spec, categories)
+    if code < n_categorical:
+        k = spec.categorical[code]
+        wrong = ((values < 0) | (values >= k)).nonzero()
+        if len(wrong):
+            raise UserError(f"{spec.names[code]} has values 0 to {k - 1}, got {values[wrong[0, 0]].item():g}")
+    serves = native.on_cuda() if noise.is_cuda else noise.device.type == "cpu" and native.available()
+    backends: tuple[Backend, ...] = ("native", "reference") if serves else ("reference",)
+    return torch.ops.fastinfogan.traversal(
+        noise, categories, continuous, code, values, spec.categorical, dtype, choose(backend, noise.device, backends)
+    )
+
+
+def _reference(
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    code: int,
+    values: torch.Tensor,
+    categorical: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    columns = len(values)
+    noise, categories, continuous = (fixed.repeat_interleave(columns, 0) for fixed in (noise, categories, continuous))
+    swept = values.repeat(noise.shape[0] // max(columns, 1))
+    if code < len(categorical):
+        categories[:, code] = swept.to(torch.int64)
+    else:
+        # Through fp32 to the latents' dtype, whatever the dtype of the fixed rows.
+        continuous = continuous.to(dtype)
+        continuous[:, code - len(categorical)] = swept.float().to(dtype)
+    return _pack_reference(noise, categories, continuous, categorical, dtype)
+
+
+@torch.library.custom_op("fastinfogan::traversal", mutates_args=())
+def _traversal(
+    noise: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    code: int,
+    values: torch.Tensor,
+    categorical: Sequence[int],
+    dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    implementation = native.traversal if backend == "native" else _reference
+    return implementation(noise, categories, continuous, code, values, categorical, dtype)
+
+
+@_traversal.register_fake
+def _(noise, categories, continuous, code, values, categorical, dtype, backend):  # type: ignore[no-untyped-def]
+    dim = noise.shape[1] + sum(categorical) + continuous.shape[1]
+    return noise.new_empty((noise.shape[0] * values.shape[0], dim), dtype=dtype)

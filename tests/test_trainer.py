@@ -1,0 +1,526 @@
+"""A run stopped and resumed is bitwise the unbroken one; an iteration is Algorithm 1 and waits for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Command
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastinfogan import checkpoint, figures, train
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.ops import LOG_STD_MIN
+from fastinfogan.precision import Precision
+from fastinfogan.trainer import Metrics, Stopped, Trainer
+
+MakeConfig = Callable[..., TrainConfig]
+MakeTrainer = Callable[..., Trainer]
+CPU = torch.device("cpu")
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without the time they took."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return [int(path.stem.removeprefix("step-")) for path in sorted((folder / "checkpoints").glob("*"))]
+
+
+def after(step: int, made: Trainer, act: Callable[[], object]) -> None:
+    """Let ``act`` happen during iteration number ``step``, counted from 1."""
+    iterate = made.iteration
+
+    def iteration(number: int) -> None:
+        iterate(number)
+        if number + 1 == step:
+            act()
+
+    made.iteration = iteration  # type: ignore[method-assign]
+
+
+def stop_after(step: int, made: Trainer) -> None:
+    after(step, made, lambda: signal.raise_signal(signal.SIGTERM))
+
+
+def quiet(_: str) -> None:
+    """Where the lines of a run go."""
+
+
+def assert_same_end(one: Path, other: Path, step: int) -> None:
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    assert first.step == second.step == step
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert tensor.dtype == second.tensors[name].dtype
+        assert torch.equal(tensor, second.tensors[name]), name
+    assert metrics(one) == metrics(other)
+
+
+def fp16_trains_here() -> bool:
+    try:
+        with torch.autocast("cpu", torch.float16):
+            F.conv2d(torch.ones(1, 1, 4, 4, requires_grad=True), torch.ones(1, 1, 3, 3)).sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1}],
+    ids=["trunk gets MI", "Q learns with G"],
+)
+def test_resumed_run_is_bitwise_the_unbroken_one(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
+) -> None:
+    if dtype == torch.float16 and not fp16_trains_here():
+        pytest.skip("this CPU has no float16 convolutions")
+    config = tiny_config(**changes)
+    assert make_trainer(config, tmp_path / "unbroken", dtype).train(quiet) == Stopped(11, None)
+
+    broken, start = tmp_path / "broken", 0
+    for stop in (3, 6, 8):  # between two readings, twice; and at one. Five batches are an epoch
+        part = make_trainer(config, broken, dtype, step=start)
+        if start:
+            part.restore(checkpoint.load(broken))
+        stop_after(stop, part)
+        assert part.train(quiet) == Stopped(stop, signal.SIGTERM)
+        start = stop
+    last = make_trainer(config, broken, dtype, step=start)
+    last.restore(checkpoint.load(broken))
+    assert last.train(quiet) == Stopped(11, None)
+    assert_same_end(tmp_path / "unbroken", broken, 11)
+    assert [line["step"] for line in metrics(broken)] == [4, 8, 11]
+    names = checkpoint.load(broken).tensors
+    assert {name.split(".")[0] for name in names} == {
+        "generator", "discriminator", "generator_optimiser", "discriminator_optimiser", "metrics",
+        *(["scaler"] if dtype == torch.float16 else []),
+    }  # fmt: skip
+    assert any("running_var" in name for name in names) and any("exp_avg_sq" in name for name in names)
+
+
+def test_a_run_killed_without_warning_resumes_from_its_last_checkpoint_bitwise(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    config = tiny_config(save_every=5, log_every=2)
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    make_trainer(config, unbroken).train(quiet)
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut() -> None:
+        raise PowerCut
+
+    part = make_trainer(config, killed)
+    after(9, part, cut)
+    with pytest.raises(PowerCut):
+        part.train(quiet)
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "loss/')
+    assert saved_steps(killed) == [5]
+    rest = make_trainer(config, killed, step=5)
+    assert [line["step"] for line in metrics(killed)] == [2, 4]  # what came after the checkpoint is dropped
+    rest.restore(checkpoint.load(killed))
+    rest.train(quiet)
+    assert_same_end(unbroken, killed, 11)
+
+
+@pytest.mark.parametrize("placement", ["stream", "resident"])
+def test_resumed_run_on_image_files_is_bitwise_the_unbroken_one(
+    tmp_path: Path, photos: Path, tiny_networks: None, command: Command, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    flags = f"--dataset folder --data {photos} --placement {placement} --noise 4 --codes cat:3 uniform:1 --batch 5"
+    flags += " --iterations 7 --log-every 3 --device cpu --flip"
+    assert command(train, *flags.split(), "--run-dir", tmp_path / "unbroken").code == 0
+    iterate = Trainer.iteration
+
+    def stopping(self: Trainer, step: int) -> None:
+        iterate(self, step)
+        if step + 1 == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iteration", stopping)
+        ended = command(train, *flags.split(), "--run-dir", tmp_path / "broken")
+    assert ended.code == 130 and saved_steps(tmp_path / "broken") == [4]
+    ended = command(train, "--resume", tmp_path / "broken")
+    assert ended.code == 0 and "resuming at step 4 from" in ended.out
+    assert_same_end(tmp_path / "unbroken", tmp_path / "broken", 7)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_with_the_command_that_goes_on(
+    tmp_path: Path,
+    tiny_networks: None,
+    tiny_flags: list[str],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    iterate = Trainer.iteration
+    monkeypatch.setattr(Trainer, "iteration", lambda *a: (iterate(*a), a[1] == 2 and signal.raise_signal(number)))
+    ended = command(train, *tiny_flags, "--run-dir", tmp_path / "run")
+    assert ended.code == code
+    assert f"stopped and saved at step 3; go on with: python -m fastinfogan.train --resume {tmp_path}/run" in ended.out
+    assert "stopping after this iteration, then saving" in ended.err
+    assert checkpoint.load(tmp_path / "run").step == 3
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_acts_at_once(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, first: signal.Signals, second: signal.Signals
+) -> None:
+    class AtOnce(BaseException):
+        pass
+
+    def act(*_: Any) -> None:
+        raise AtOnce
+
+    made = make_trainer(tiny_config(), tmp_path)
+
+    def twice() -> None:
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+
+    after(3, made, twice)
+    before = {number: signal.signal(number, act) for number in (first, second)}
+    try:
+        with pytest.raises(AtOnce):
+            made.train(quiet)
+        assert all(signal.getsignal(number) is act for number in (first, second))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert saved_steps(tmp_path) == []
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = {paths!r}
+from conftest import GREY
+from fastinfogan import networks, train
+from fastinfogan.commands import run_command
+networks.TABLES["mnist"] = GREY
+run_command(train.main)
+"""
+
+
+def test_a_real_process_saves_at_sigterm(tmp_path: Path, tiny_flags: list[str]) -> None:
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    flags = [*tiny_flags, "--iterations", "1000000", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", PROGRAM.format(paths=paths), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if "images/s" in line:  # it trains
+                process.send_signal(signal.SIGTERM)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert f"go on with: python -m fastinfogan.train --resume {tmp_path}/run" in out and "Traceback" not in err
+    assert checkpoint.load(tmp_path / "run").step >= 2
+
+
+def test_the_end_is_saved_though_the_interval_is_longer_than_the_run(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    make_trainer(tiny_config(iterations=3, log_every=50, save_every=10_000), tmp_path).train(quiet)
+    assert saved_steps(tmp_path) == [3] and [line["step"] for line in metrics(tmp_path)] == [3]
+
+
+def test_intervals_say_when_there_are_checkpoints_figures_and_readings(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    said: list[str] = []
+    config = tiny_config(iterations=10, log_every=3, figure_every=5, save_every=4, keep=9)
+    made = make_trainer(config, tmp_path)
+    made.train(said.append)
+    assert saved_steps(tmp_path) == [4, 8, 10]
+    assert [line["step"] for line in metrics(tmp_path)] == [3, 6, 9, 10] and len(said) == 4
+    assert said[0].split()[0] == "3/10" and "MI c1 " in said[0] and "/2.30" in said[0] and "images/s" in said[0]
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    names = ("samples", "traversal-c1", "traversal-c2", "traversal-c3")
+    assert drawn == {f"{name}-{step:08d}.png" for name in names for step in (5, 10)}
+    assert made.generator.training and made.discriminator.training
+
+
+def test_readings_are_means_of_what_the_iterations_report(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    config = tiny_config(iterations=4, log_every=2)
+    made = make_trainer(config, tmp_path)
+    seen: list[torch.Tensor] = []
+    add = made.metrics.add
+    made.metrics.add = lambda step, values: (seen.append(values.clone()), add(step, values))[1]  # type: ignore[method-assign]
+    made.train(quiet)
+    lines = metrics(tmp_path)
+    for line, pair in zip(lines, (seen[:2], seen[2:]), strict=True):
+        means = dict(zip(made.metrics.names, torch.stack(pair).double().mean(0).tolist(), strict=True))
+        del means["loss/g_real"]
+        assert {name: line[name] for name in means} == pytest.approx(means)
+        assert line["mi/total"] == pytest.approx(line["mi/c1"] + line["mi/c2"] + line["mi/c3"])
+        assert line["loss/c1"] + line["mi/c1"] == pytest.approx(2.302585)  # H(c) - E[-log Q] in nats
+        assert line["loss/c2"] + line["mi/c2"] == pytest.approx(0.693147)
+
+
+def test_the_first_value_that_is_not_finite_is_told_with_its_step() -> None:
+    sums = Metrics(["a", "b", "c"], CPU)
+    for step, values in enumerate([(1.0, 2, 3), (1, 2, float("inf")), (float("nan"), 2, 3), (1, 2, float("nan"))]):
+        sums.add(step, torch.tensor(values))
+        assert sums.first_not_finite() == (None if step == 0 else ("c", 2))
+
+
+@pytest.mark.parametrize(("part", "term"), [("trunk", "loss/d_real"), ("recognition_head", "loss/c1")])
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_last_good_checkpoint(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, part: str, term: str
+) -> None:
+    made = make_trainer(tiny_config(save_every=4, log_every=4), tmp_path)
+    poisoned = next(getattr(made.discriminator, part).parameters())
+    after(5, made, lambda: poisoned.data.fill_(float("nan")))
+    with pytest.raises(UserError) as raised:
+        made.train(quiet)
+    said = str(raised.value)
+    assert said.startswith(f"{term} became not finite at step 6: the last good checkpoint is {tmp_path}/checkpoints/")
+    assert "step-00000004.safetensors; resume from it with a lower --lr-d or --lr-g" in said
+    assert saved_steps(tmp_path) == [4] and [line["step"] for line in metrics(tmp_path)] == [4]
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path)
+    next(made.generator.parameters()).data.fill_(float("inf"))
+    with pytest.raises(UserError, match="became not finite at step 1: there is no checkpoint yet; start again with a"):
+        made.train(quiet)
+    assert saved_steps(tmp_path) == []
+
+
+def test_a_poisoned_state_is_not_saved(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
+    made = make_trainer(tiny_config(save_every=4, log_every=1000, keep=1), tmp_path)
+    weight = made.generator.layers[0].weight
+    after(8, made, lambda: weight.data[0, 0].fill_(float("nan")))  # after the losses of step 8 were seen to be finite
+    with pytest.raises(UserError, match=r"generator\.layers\.0\.weight is not finite after step 8: the last good .*-00000004\."):
+        made.train(quiet)
+    assert saved_steps(tmp_path) == [4]
+
+
+@pytest.mark.parametrize("where", ["metrics", "figures"])
+def test_a_disk_that_fills_up_between_checkpoints_is_told_with_the_last_one(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made = make_trainer(tiny_config(save_every=2, figure_every=3, log_every=3), tmp_path)
+    if where == "metrics":
+        monkeypatch.setattr(made.run_directory, "log", full)
+    else:
+        monkeypatch.setattr(figures, "save_figures", full)
+    with pytest.raises(UserError, match=rf"No space left.*{tmp_path}/checkpoints/step-00000002.*--resume {tmp_path}"):
+        made.train(quiet)
+    assert checkpoint.load(tmp_path).step == 2
+
+
+def test_another_architecture_is_not_restored(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    make_trainer(tiny_config(iterations=2), tmp_path / "run").train(quiet)
+    other = make_trainer(tiny_config(codes=("cat:11", "uniform:2")), tmp_path / "other")
+    with pytest.raises(UserError, match="is of another architecture: generator.layers.0.weight"):
+        other.restore(checkpoint.load(tmp_path / "run"))
+
+
+def test_the_generator_runs_once_per_iteration(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path)
+    calls = {"generator": 0, "trunk": 0}
+    for name, module in (("generator", made.generator), ("trunk", made.discriminator.trunk)):
+        module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    made.iteration(0)
+    assert calls == {"generator": 1, "trunk": 3}  # real and detached fakes for D, then fakes for G through the new D
+
+
+class Watch(TorchDispatchMode):
+    """Notes the gradients that convolutions and matrix products compute, and refuses what waits for the device."""
+
+    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_gradients: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITS, f"{name} waits for the device"
+        if name == "convolution_backward" and args[10][1]:
+            self.weight_gradients.append(tuple(args[2].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_d_gets_no_weight_gradient_in_the_g_phase(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path)
+    made.iteration(0)
+    images, latents = made.batches.at(1), made.draw(1)
+    fakes = made.generator(latents.z)
+    made.discriminator_phase.update(images, fakes.detach(), latents)
+    for parameter in made.discriminator.parameters():
+        parameter.grad = None
+    before = {name: tensor.clone() for name, tensor in made.discriminator.named_parameters()}
+    with Watch() as watch:
+        made.generator_phase.update(fakes, latents)
+    assert len(watch.weight_gradients) == 2  # the generator's two transposed convolutions, none of D's
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in made.discriminator.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.discriminator.named_parameters())
+    assert all(parameter.grad is not None for parameter in made.generator.parameters())
+
+
+@pytest.mark.parametrize("trunk_mi", [True, False])
+def test_every_weight_is_moved_by_exactly_one_optimiser(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, trunk_mi: bool
+) -> None:
+    made = make_trainer(tiny_config(trunk_mi=trunk_mi), tmp_path)
+    phases = (made.discriminator_phase, made.generator_phase)
+    moved = [id(p) for phase in phases for group in phase.optimiser.param_groups for p in group["params"]]
+    every = [id(p) for module in (made.generator, made.discriminator) for p in module.parameters()]
+    assert sorted(moved) == sorted(every)
+
+
+@contextlib.contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Whatever would read a tensor on the host raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"):
+
+            def refuse(*_: Any, name: str = name, **__: Any) -> None:
+                raise AssertionError(f"Tensor.{name} waits for the device")
+
+            patch.setattr(torch.Tensor, name, refuse)
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_in_an_iteration_reads_a_tensor_on_the_host(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype
+) -> None:
+    if dtype == torch.float16 and not fp16_trains_here():
+        pytest.skip("this CPU has no float16 convolutions")
+    made = make_trainer(tiny_config(), tmp_path, dtype)
+    with no_host_reads():
+        for step in range(6):  # an epoch is five
+            with Watch() if step else contextlib.nullcontext():
+                made.iteration(step)
+    assert made.metrics.count == 6
+
+
+def nll(recognition: torch.Tensor, latents: Any) -> torch.Tensor:
+    """-E[log Q] of Categorical(10) and Uniform(2), by torch.distributions."""
+    mean, log_std = recognition[:, 10:12], recognition[:, 12:14].clamp(min=LOG_STD_MIN)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    category = torch.distributions.Categorical(logits=recognition[:, :10])
+    return -category.log_prob(latents.categories[:, 0]).mean() - normal.log_prob(latents.continuous).sum(1).mean()
+
+
+@pytest.mark.parametrize("trunk_mi", [True, False])
+def test_an_iteration_is_algorithm_1_written_out(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, trunk_mi: bool
+) -> None:
+    config = tiny_config(trunk_mi=trunk_mi)
+    made, plain = (make_trainer(config, tmp_path / name) for name in ("made", "plain"))
+    g, d = plain.generator, plain.discriminator
+    heads = {True: (d.recognition_head, None), False: (None, d.recognition_head)}[trunk_mi]
+    groups = [[d.trunk, d.adversarial_head, heads[0]], [g, heads[1]]]
+    # a large eps, or Adam turns rounding noise in a gradient near zero into a whole step
+    adams = [
+        torch.optim.Adam([p for m in modules if m for p in m.parameters()], lr=lr, betas=(0.5, 0.999), eps=1e-2)
+        for modules, lr in zip(groups, (config.lr_d, config.lr_g), strict=True)
+    ]
+    for phase in (made.discriminator_phase, made.generator_phase):
+        phase.optimiser.param_groups[0]["eps"] = 1e-2
+    bce = F.binary_cross_entropy_with_logits
+    ones, zeros = torch.ones(config.batch), torch.zeros(config.batch)
+    for step in range(3):
+        made.iteration(step)
+        images, latents = plain.batches.at(step), plain.draw(step)
+        fakes = g(latents.z)
+        real, _ = d(images) if trunk_mi else (d.adversarial(d.features(images)), None)
+        features = d.features(fakes.detach())
+        loss = bce(real, ones) + bce(d.adversarial(features), zeros)
+        if trunk_mi:
+            loss = loss + nll(d.recognition(features), latents)
+        adams[0].zero_grad()
+        loss.backward()
+        adams[0].step()
+        fake, recognition = d(fakes)  # through the D that has just moved
+        adams[1].zero_grad()
+        (bce(fake, ones) + nll(recognition, latents)).backward()
+        adams[1].step()
+    for module, twin in ((made.generator, g), (made.discriminator, d)):
+        for (name, tensor), other in zip(module.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(tensor, other, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_targets_of_q_are_what_the_generator_saw(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path)
+    fed: list[torch.Tensor] = []
+    targets: list[Any] = []
+    made.generator.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].clone()))
+    for phase in (made.discriminator_phase, made.generator_phase):
+        update = phase.update
+        monkeypatch.setattr(phase, "update", lambda *a, _u=update: (targets.append(a[-1]), _u(*a))[1])
+    made.iteration(0)
+    (z,) = fed
+    assert len(targets) == 2
+    for latents in targets:
+        assert torch.equal(z[:, made.spec.one_hot_columns(0)].argmax(1), latents.categories[:, 0])
+        assert torch.equal(z[:, made.spec.continuous_columns], latents.continuous)
+
+
+def test_latents_of_a_step_are_a_function_of_seed_and_step(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    one = make_trainer(tiny_config(), tmp_path / "one")
+    same = make_trainer(tiny_config(), tmp_path / "same")
+    other = make_trainer(tiny_config(seed=4), tmp_path / "other")
+    same.iteration(0)
+    assert torch.equal(one.draw(5).z, same.draw(5).z)
+    assert not torch.equal(one.draw(5).z, one.draw(6).z) and not torch.equal(one.draw(5).z, other.draw(5).z)
+
+
+def test_precision_of_a_trainer_is_the_one_it_was_given(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path, torch.bfloat16)
+    assert made.precision == Precision(CPU, torch.bfloat16, "the test asks for it")
+    seen: list[torch.dtype] = []
+    made.discriminator.adversarial_head.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    made.iteration(0)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in (*made.generator.parameters(), *made.discriminator.parameters())} == {torch.float32}
