@@ -23,7 +23,9 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc")
-CPU_SOURCES = [str(SOURCES / f"cpu_{op}.cpp") for op in ("sample_latents", "head_loss", "image_batch", "codes", "table")]
+CPU_SOURCES = [
+    str(SOURCES / f"cpu_{op}.cpp") for op in ("sample_latents", "head_loss", "image_batch", "codes", "table")
+]
 CUDA_SOURCES = [str(SOURCES / "pack_codes.cu")]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SANITIZE = os.environ.get("FASTINFOGAN_SANITIZE") == "1"
@@ -119,8 +121,8 @@ class BuildExtension(build_ext):
                 return
         except Exception as error:
             self.warn(
-                f"CUDA was found but fastinfogan's CUDA sources did not build ({reason(error)}). The extension is built for "
-                "the CPU alone; GPUs use the Triton kernels. Set FASTINFOGAN_NO_CUDA=1 to skip this attempt."
+                f"CUDA was found but fastinfogan's CUDA sources did not build ({reason(error)}). The extension is "
+                "built for the CPU alone; GPUs use the Triton kernels. Set FASTINFOGAN_NO_CUDA=1 to skip this attempt."
             )
         try:
             self.link(ext, objects, None)
@@ -162,8 +164,8 @@ class BuildExtension(build_ext):
 
     def give_up(self, error: Exception) -> None:
         self.warn(
-            f"fastinfogan's C++ extension did not build ({reason(error)}). The package works without it: on the CPU it uses "
-            "the PyTorch reference, several times slower in the small ops between the networks, and on a GPU the "
+            f"fastinfogan's C++ extension did not build ({reason(error)}). The package works without it: on the CPU it "
+            "uses the PyTorch reference, several times slower in the small ops between the networks, and on a GPU the "
             "Triton kernels. To build it, install a C++17 compiler (Debian: apt-get install g++) and run "
             "pip install -e . again."
         )

@@ -10,6 +10,7 @@ from fastinfogan.errors import UserError
 
 BENCHES = {
     "data": "bench.data",
+    "kernels": "bench.kernels",
 }
 
 

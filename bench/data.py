@@ -7,15 +7,11 @@ DataLoader whose workers decode with PIL. Without ``--data`` the files are made 
 
 from __future__ import annotations
 
-import csv
 import io
 import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +20,13 @@ import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fastinfogan.commands import run_command
+from bench.measure import RESULTS, in_turns, machine_columns, quantiles, write_csv
 from fastinfogan.data import Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.files import open_celeba
 
 IMAGE = (3, 32, 32)
 RANGE = (-1.0, 1.0)
-RESULTS = Path(__file__).parent / "results" / "data.csv"
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Options:
     """Where the batches end."""
     quick: bool = False
     """Half of the images and three rounds: to see that it runs, not to quote."""
-    out: Path = RESULTS
+    out: Path = RESULTS / "data.csv"
     """The CSV to write."""
 
 
@@ -75,30 +70,24 @@ def main(options: Options | None = None) -> None:
     """Measure every provider in turns, print medians with 20 % and 80 % quantiles, and write them as CSV."""
     options = options or tyro.cli(Options, prog="python -m bench data", description=__doc__)
     rounds, images = (3, options.images // 2) if options.quick else (options.rounds, options.images)
-    machine = machine_columns(options.device)
+    machine = machine_columns(options.device, "nvidia-dali-cuda130", "pillow")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     with tempfile.TemporaryDirectory() as made:
         root = options.data or made_up(Path(made), images)
         encoded = open_celeba(root, "train")
         turns = dict(providers(encoded, options.batch, torch.device(options.device)))
-        rates: dict[str, list[float]] = {name: [] for name in turns}
-        for turn in range(rounds + 1):
-            for name, run in turns.items():
-                start = time.perf_counter()
-                count = run()
-                if options.device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                if turn:  # the first warms up
-                    rates[name].append(count / (time.perf_counter() - start))
-    rows = [summary(name, values) | machine for name, values in rates.items()]
+        whole_batches = len(encoded) // options.batch * options.batch
+        delivered = {name: len(encoded) if name == "dali-store" else whole_batches for name in turns}
+        seconds = in_turns(turns, rounds, torch.device(options.device))
+    rows = [
+        {"provider": name, "metric": "throughput", "unit": "images/s", **quantiles(delivered[name] / values), **machine}
+        for name, values in seconds.items()
+    ]
     for row in rows:
-        print(f"{row['provider']:<16} {row['median']:>10} images/s  (20 %: {row['p20']}, 80 %: {row['p80']})")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {options.out}")
+        print(
+            f"{row['provider']:<16} {row['median']:>10.0f} images/s  (20 %: {row['p20']:.0f}, 80 %: {row['p80']:.0f})"
+        )
+    write_csv(options.out, rows)
 
 
 def providers(encoded: Encoded, batch: int, device: torch.device) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -145,35 +134,5 @@ def made_up(root: Path, n: int) -> Path:
     return root
 
 
-def summary(name: str, rates: list[float]) -> dict[str, str]:
-    """One row: median and quantiles of images a second."""
-    p20, median, p80 = np.quantile(rates, (0.2, 0.5, 0.8))
-    return {
-        "provider": name,
-        "metric": "throughput",
-        "median": f"{median:.0f}",
-        "p20": f"{p20:.0f}",
-        "p80": f"{p80:.0f}",
-        "unit": "images/s",
-    }
-
-
-def machine_columns(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    on_gpu = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "cpu": models[0] if models else platform.processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "torch": torch.__version__,
-        "dali": version("nvidia-dali-cuda130"),
-        "pillow": version("pillow"),
-        "python": platform.python_version(),
-    }
-
-
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -45,7 +45,8 @@ OutOfRange first_wrong_category(const PackCodes& op) {
     if (op.code < 0 || op.code >= layout.n_categorical) return {};
     for (int64_t step = 0; step < op.n_values; ++step) {
         const float value = op.values[step];
-        if (!(value >= 0.0f && value < float(layout.sizes[op.code]))) return {step, op.code, int64_t(larger(value, -1.0f))};
+        if (value >= 0.0f && value < float(layout.sizes[op.code])) continue;
+        return {step, op.code, value > -1e9f && value < 1e9f ? int64_t(value) : -1};  // NaN has no integer
     }
     return {};
 }

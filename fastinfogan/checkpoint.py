@@ -39,12 +39,8 @@ class Checkpoint:
         start = prefix + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
 
-    def restore(self, name: str, module: torch.nn.Module) -> None:
-        """Load the part ``name`` into ``module``.
-
-        Raises:
-            UserError: a missing, foreign or differently shaped tensor: the checkpoint is of another architecture.
-        """
+    def require(self, name: str, module: torch.nn.Module) -> None:
+        """Raise a UserError unless the part ``name`` fits ``module``, tensor by tensor."""
         found, wanted = self.part(name), module.state_dict()
         for key in sorted(found.keys() | wanted.keys()):
             have = tuple(found[key].shape) if key in found else "missing"
@@ -54,7 +50,15 @@ class Checkpoint:
                     f"{self.path} is of another architecture: {name}.{key} is {have} in it and {want} in the networks "
                     f"asked for: leave --tables, --noise and --codes as they were in the run"
                 )
-        module.load_state_dict(found)
+
+    def restore(self, name: str, module: torch.nn.Module) -> None:
+        """Load the part ``name`` into ``module``.
+
+        Raises:
+            UserError: a missing, foreign or differently shaped tensor: the checkpoint is of another architecture.
+        """
+        self.require(name, module)
+        module.load_state_dict(self.part(name))
 
 
 def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch.Tensor], keep: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,7 +58,9 @@ def parse_settings(spec: LatentSpec, settings: tuple[str, ...]) -> dict[int, flo
         try:
             values[index] = float(text)
         except ValueError:
-            raise UserError(f"--set {setting}: expected a number after {name}=, got {text!r}") from None
+            values[index] = math.nan
+        if not math.isfinite(values[index]):
+            raise UserError(f"--set {setting}: expected a number after {name}=, got {text!r}")
         if index < len(spec.categorical) and values[index] not in range(spec.categorical[index]):
             raise UserError(f"--set {setting}: {name} has the categories 0 to {spec.categorical[index] - 1}")
     return values

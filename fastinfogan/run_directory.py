@@ -21,7 +21,9 @@ def new_folder(config: TrainConfig) -> Path:
     """``config.run_dir``, or an unused name below ``runs/`` made of the data set and the time."""
     if config.run_dir is not None:
         return config.run_dir
-    return Path("runs") / f"{config.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    base = Path("runs") / f"{config.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    names = (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000)))  # runs that start in one second
+    return next(name for name in names if not name.exists())
 
 
 class RunDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -17,6 +18,7 @@ from fastinfogan.commands import run_command
 from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
+from fastinfogan.networks import build
 from fastinfogan.precision import choose_device, choose_precision
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.trainer import Trainer
@@ -92,21 +94,26 @@ def main() -> None:
         raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
 
     tables = config.network_tables
+    if saved:  # before the run's config.json is written anew
+        for name, module in zip(("generator", "discriminator"), build(tables, config.spec, seed=0), strict=True):
+            saved.require(name, module)
     split = data.open_split(config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables)
-    run = RunDirectory(_folder(config, resumed), config, saved.step if saved else 0)
-    batches = data.open_batches(
-        split,
-        image=tables.image,
-        batch=config.batch,
-        seed=config.seed,
-        low=tables.image_range[0],
-        high=tables.image_range[1],
-        flip=config.flip,
-        device=device,
-        placement=config.placement,
-        reject_limit=config.reject_limit,
-    )
-    try:
+    with contextlib.ExitStack() as cleanup:
+        run = RunDirectory(_folder(config, resumed), config, saved.step if saved else 0)
+        cleanup.callback(run.close)
+        batches = data.open_batches(
+            split,
+            image=tables.image,
+            batch=config.batch,
+            seed=config.seed,
+            low=tables.image_range[0],
+            high=tables.image_range[1],
+            flip=config.flip,
+            device=device,
+            placement=config.placement,
+            reject_limit=config.reject_limit,
+        )
+        cleanup.callback(batches.close)
         trainer = Trainer(config, batches, run, precision)
         if saved:
             trainer.restore(saved)
@@ -124,9 +131,6 @@ def main() -> None:
         evaluation.write(run.path / "evaluation.json")
         print(evaluation.table())
         print(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
-    finally:
-        batches.close()
-        run.close()
 
 
 def _folder(config: TrainConfig, resumed: Path | None) -> Path:

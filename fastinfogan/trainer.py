@@ -31,6 +31,7 @@ from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
+from fastinfogan.warp import random_affine
 
 Batches = ResidentBatches | StreamBatches
 SUMS = ("loss/d", "loss/g")  # of the other losses
@@ -69,7 +70,8 @@ class Trainer:
             self.generator, self.discriminator, self.spec, config.objective, Descent(config.lr_g, betas), precision,
             self.scaler,
         )  # fmt: skip
-        names = ["loss/d", "loss/d_real", "loss/d_fake", "loss/g", "loss/g_real", "loss/g_fake"]
+        names = ["loss/d", "loss/d_real", "loss/d_fake", *(["loss/consistency"] if config.consistency else [])]
+        names += ["loss/g", "loss/g_real", "loss/g_fake"]
         names += [f"loss/{name}" for name in self.spec.names] + [f"mi/{name}" for name in self.spec.names]
         self.metrics = Metrics(names, device)
 
@@ -79,7 +81,8 @@ class Trainer:
         latents = self.draw(step)
         with self.precision.autocast():
             fakes = self.generator(latents.z)
-        d_statistics = self.discriminator_phase.update(images, fakes.detach(), latents)
+        warped = self.warp(images, step) if self.config.consistency else None
+        d_statistics = self.discriminator_phase.update(images, fakes.detach(), latents, warped)
         g_statistics = self.generator_phase.update(fakes, latents)
         self.scaler.update()
         self.metrics.add(step, torch.cat([d_statistics, g_statistics]))
@@ -89,6 +92,10 @@ class Trainer:
         return sample_latents(
             self.spec, self.config.batch, seed=self.seed, step=step, device=self.precision.device, dtype=torch.float32
         )
+
+    def warp(self, images: torch.Tensor, step: int) -> torch.Tensor:
+        """The real images of ``step``, each warped a little: a pure function of the seed and the step."""
+        return random_affine(images, seed=self.seed, step=as_word64(step, self.precision.device))
 
     def train(self, say: Callable[[str], None] = tqdm.write) -> Stopped:
         """Iterate from ``self.step`` to ``config.iterations``, or until SIGINT or SIGTERM; the end is always saved.
@@ -258,8 +265,9 @@ class Metrics:
         return {"sums": self.sums, "count": self.count}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.sums.copy_(tensors["sums"])
-        self.count.copy_(tensors["count"])
+        if tensors["sums"].shape == self.sums.shape:  # else another objective is resumed: its means start here
+            self.sums.copy_(tensors["sums"])
+            self.count.copy_(tensors["count"])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the tests of commands, trainer and checkpoints share: a tiny labelled set, tiny networks, and a command runner."""
+"""Shared by the tests of commands, trainer and checkpoints: a tiny labelled set, tiny networks, a command runner."""
 
 from __future__ import annotations
 
@@ -66,7 +66,11 @@ def _run(module: ModuleType, *arguments: object) -> int:
 
 @contextlib.contextmanager
 def _shrunk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+    """Tiny tables, on one thread: on so little work, on a busy machine, two mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as cleanup, pytest.MonkeyPatch.context() as patch:
+        cleanup.callback(torch.set_num_threads, threads)
         patch.setitem(networks.TABLES, "mnist", GREY)
         patch.setitem(networks.TABLES, "svhn", COLOUR)
         patch.setitem(networks.TABLES, "celeba", COLOUR)

@@ -80,7 +80,7 @@ def test_what_is_saved_after_going_back_is_newest_and_is_not_removed(tmp_path: P
 
 def fail_in_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself takes only the first bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     open_ = Path.open
 
     def limited(path: Path, *arguments: Any, **others: Any) -> Any:
@@ -124,7 +124,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint_and_names_it(
 
 def test_a_failed_first_save_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_in(os, "fsync")(monkeypatch)
-    with pytest.raises(UserError, match="could not save step 1 .*No space left.*there is no earlier checkpoint"):
+    with pytest.raises(UserError, match=r"could not save step 1 .*No space left.*there is no earlier checkpoint"):
         save(tmp_path, 1)
 
 
@@ -195,7 +195,7 @@ def test_a_pickle_is_never_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"format": "fastinfogan-99", "step": "1"}])
 def test_somebody_elses_safetensors_are_told_as_such(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     safetensors.torch.save_file(tensors(), tmp_path / "other.safetensors", metadata)
-    with pytest.raises(UserError, match="other.safetensors is a safetensors file but no checkpoint of fastinfogan's"):
+    with pytest.raises(UserError, match=r"other\.safetensors is a safetensors file but no checkpoint of fastinfogan's"):
         checkpoint.load(tmp_path / "other.safetensors")
 
 

@@ -40,7 +40,6 @@ EXPERIMENTS = {
 }
 # Learning rates of D and G, lambda of categorical codes, lambda of continuous ones.
 RATES = {
-    "mnist": (2e-4, 1e-3, 1.0, 1.0),
     "mnist-paper": (2e-4, 1e-3, 1.0, 1.0),
     "svhn": (2e-4, 1e-3, 1.0, 1.0),
     "celeba": (2e-4, 1e-3, 1.0, 1.0),
@@ -108,7 +107,7 @@ def test_an_unknown_key_or_a_value_of_the_wrong_kind_is_named(change: dict[str, 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '{"iterations": 5} more', "\x00\x01"])
 def test_text_that_is_no_configuration_is_told_in_a_sentence(text: str) -> None:
-    with pytest.raises(UserError, match="^cannot use there.json: the file: ") as raised:
+    with pytest.raises(UserError, match=r"^cannot use there\.json: the file: ") as raised:
         from_json(text, "there.json")
     assert "\n" not in str(raised.value)
 
@@ -134,8 +133,11 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
           for name in ("lr_d", "lr_g") for bad in (0.0, -1e-4, math.inf, math.nan)],
         *[({name: bad}, f"--{name} must be at least 0 and below 1, got {bad}")
           for name in ("beta1", "beta2") for bad in (-0.1, 1.0, math.nan)],
-        *[({"reject_limit": bad}, f"--reject-limit is a share from 0 to 1, got {bad}") for bad in (-0.1, 1.5, math.nan)],
+        *[({"reject_limit": bad}, f"--reject-limit is a share from 0 to 1, got {bad}")
+          for bad in (-0.1, 1.5, math.nan)],
         *[({"seed": bad}, f"--seed must be 0 to 2**64 - 1, got {bad}") for bad in (-1, 2**64)],
+        *[({"consistency": bad}, f"--consistency must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
+        ({"consistency": 1.0, "trunk_mi": False}, "--consistency 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
         ({"codes": ("uniform:0",)}, "uniform:0 holds no code"),
         ({"codes": ("dog:3",)}, "cannot read the code 'dog:3': write cat:K"),
@@ -169,9 +171,20 @@ def test_presets_are_the_experiments_of_the_papers_appendix_c(name: str) -> None
     assert (config.tables, config.network_tables.image, config.noise) == (tables, image, noise)
     assert (config.spec.categorical, len(config.spec.continuous), config.spec.dim) == (categorical, continuous, columns)
     assert set(config.spec.continuous) <= {"uniform"}
+    if name not in RATES:  # the quick start, see below
+        return
     lr_d, lr_g, categorical_weight, continuous_weight = RATES[name]
+    assert config.trunk_mi and config.generator_mi and config.consistency == 0
     assert (config.lr_d, config.lr_g, config.beta1, config.continuous_weight) == (lr_d, lr_g, 0.5, continuous_weight)
     assert categorical_weight in (None, config.categorical_weight)
+
+
+def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> None:
+    quick, paper = asdict(preset("mnist")), asdict(preset("mnist-paper"))
+    differ = {name for name in quick if quick[name] != paper[name]}
+    assert differ <= {
+        "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "consistency",
+    }  # fmt: skip
 
 
 def test_every_data_set_is_its_own_preset() -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from conftest import Command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinfogan import checkpoint, figures, train
+from fastinfogan import Latents, checkpoint, figures, train
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.ops import LOG_STD_MIN
@@ -83,8 +83,12 @@ def fp16_trains_here() -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1}],
-    ids=["trunk gets MI", "Q learns with G"],
+    [
+        {},
+        {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
+        {"consistency": 0.5, "continuous_weight": 0.1},
+    ],
+    ids=["trunk gets MI", "Q learns with G", "consistency"],
 )
 def test_resumed_run_is_bitwise_the_unbroken_one(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
@@ -113,6 +117,21 @@ def test_resumed_run_is_bitwise_the_unbroken_one(
         *(["scaler"] if dtype == torch.float16 else []),
     }  # fmt: skip
     assert any("running_var" in name for name in names) and any("exp_avg_sq" in name for name in names)
+
+
+def test_resumed_run_is_bitwise_the_unbroken_one_on_two_threads(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    torch.set_num_threads(2)
+    config = tiny_config(iterations=3)
+    make_trainer(config, tmp_path / "unbroken").train(quiet)
+    first = make_trainer(config, tmp_path / "broken")
+    stop_after(2, first)
+    first.train(quiet)
+    second = make_trainer(config, tmp_path / "broken", step=2)
+    second.restore(checkpoint.load(tmp_path / "broken"))
+    second.train(quiet)
+    assert_same_end(tmp_path / "unbroken", tmp_path / "broken", 3)
 
 
 def test_a_run_killed_without_warning_resumes_from_its_last_checkpoint_bitwise(
@@ -231,7 +250,7 @@ def test_a_real_process_saves_at_sigterm(tmp_path: Path, tiny_flags: list[str]) 
     flags = [*tiny_flags, "--iterations", "1000000", "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(
         [sys.executable, "-u", "-c", PROGRAM.format(paths=paths), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
@@ -297,7 +316,7 @@ def test_the_first_value_that_is_not_finite_is_told_with_its_step() -> None:
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_last_good_checkpoint(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, part: str, term: str
 ) -> None:
-    made = make_trainer(tiny_config(save_every=4, log_every=4), tmp_path)
+    made = make_trainer(tiny_config(save_every=4, log_every=4, trunk_mi=False), tmp_path)
     poisoned = next(getattr(made.discriminator, part).parameters())
     after(5, made, lambda: poisoned.data.fill_(float("nan")))
     with pytest.raises(UserError) as raised:
@@ -322,7 +341,9 @@ def test_a_poisoned_state_is_not_saved(tmp_path: Path, tiny_config: MakeConfig, 
     made = make_trainer(tiny_config(save_every=4, log_every=1000, keep=1), tmp_path)
     weight = made.generator.layers[0].weight
     after(8, made, lambda: weight.data[0, 0].fill_(float("nan")))  # after the losses of step 8 were seen to be finite
-    with pytest.raises(UserError, match=r"generator\.layers\.0\.weight is not finite after step 8: the last good .*-00000004\."):
+    with pytest.raises(
+        UserError, match=r"generator\.layers\.0\.weight is not finite after step 8: the last good .*-00000004\."
+    ):
         made.train(quiet)
     assert saved_steps(tmp_path) == [4]
 
@@ -349,8 +370,23 @@ def test_another_architecture_is_not_restored(
 ) -> None:
     make_trainer(tiny_config(iterations=2), tmp_path / "run").train(quiet)
     other = make_trainer(tiny_config(codes=("cat:11", "uniform:2")), tmp_path / "other")
-    with pytest.raises(UserError, match="is of another architecture: generator.layers.0.weight"):
+    with pytest.raises(UserError, match=r"is of another architecture: generator\.layers\.0\.weight"):
         other.restore(checkpoint.load(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("changes", [{"consistency": 0.0}, {"trunk_mi": False, "consistency": 0.0}, {"lr_d": 1e-5}])
+def test_a_run_can_be_resumed_with_another_objective(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, changes: dict[str, Any]
+) -> None:
+    first = make_trainer(tiny_config(consistency=1.0), tmp_path)
+    stop_after(6, first)
+    first.train(quiet)
+    config = tiny_config(**{"consistency": 1.0} | changes)
+    second = make_trainer(config, tmp_path, step=6)
+    second.restore(checkpoint.load(tmp_path))
+    assert second.discriminator_phase.optimiser.param_groups[0]["lr"] == config.lr_d
+    assert second.train(quiet) == Stopped(11, None)
+    assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 11]
 
 
 def test_the_generator_runs_once_per_iteration(
@@ -424,13 +460,14 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nothing_in_an_iteration_reads_a_tensor_on_the_host(
-    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, consistency: float
 ) -> None:
     if dtype == torch.float16 and not fp16_trains_here():
         pytest.skip("this CPU has no float16 convolutions")
-    made = make_trainer(tiny_config(), tmp_path, dtype)
+    made = make_trainer(tiny_config(consistency=consistency), tmp_path, dtype)
     with no_host_reads():
         for step in range(6):  # an epoch is five
             with Watch() if step else contextlib.nullcontext():
@@ -490,11 +527,15 @@ def test_targets_of_q_are_what_the_generator_saw(
 ) -> None:
     made = make_trainer(tiny_config(), tmp_path)
     fed: list[torch.Tensor] = []
-    targets: list[Any] = []
+    targets: list[Latents] = []
+
+    def find(arguments: tuple[Any, ...]) -> list[Latents]:
+        return [one for one in arguments if isinstance(one, Latents)]
+
     made.generator.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].clone()))
     for phase in (made.discriminator_phase, made.generator_phase):
         update = phase.update
-        monkeypatch.setattr(phase, "update", lambda *a, _u=update: (targets.append(a[-1]), _u(*a))[1])
+        monkeypatch.setattr(phase, "update", lambda *a, _u=update: (targets.extend(find(a)), _u(*a))[1])
     made.iteration(0)
     (z,) = fed
     assert len(targets) == 2

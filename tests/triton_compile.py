@@ -6,6 +6,7 @@ constants, alignment attributes and options are those of the launch, not a copy 
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -18,8 +19,14 @@ from typing import Any
 
 import torch
 import triton
+from fastinfogan.kernels.head_loss import head_loss
+from fastinfogan.kernels.image_batch import image_batch
+from fastinfogan.kernels.pack_codes import pack_codes
+from fastinfogan.kernels.sample_latents import sample_latents
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from fastinfogan import Categorical, LatentSpec, Uniform
 
 ARCHITECTURES = (80, 90, 100)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -36,11 +43,12 @@ class Launch:
     ptx: str
     cubin: bytes
     warps: int
+    shared_bytes: int
 
     @cached_property
     def _resources(self) -> dict[str, int]:
         text = _tool("cuobjdump", "--dump-resource-usage", cubin=self.cubin)
-        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
 
     @property
     def registers(self) -> int:
@@ -51,11 +59,6 @@ class Launch:
     def spilled_bytes(self) -> int:
         """Bytes of stack and local memory of one thread: 0 where nothing is spilled."""
         return self._resources["STACK"] + self._resources["LOCAL"]
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of shared memory of one program, Triton's dynamic part included where cuobjdump knows it."""
-        return self._resources["SHARED"]
 
     @cached_property
     def sass_instructions(self) -> int:
@@ -112,6 +115,7 @@ def _compiling_for(capability: int) -> Iterator[list[Launch]]:
                 ptx=kernel.asm["ptx"],
                 cubin=kernel.asm["cubin"],
                 warps=kernel.metadata.num_warps,
+                shared_bytes=kernel.metadata.shared,
             )
         )
         return kernel
@@ -139,3 +143,93 @@ def _tool(name: str, *options: str, cubin: bytes) -> str:
         file.write(cubin)
         file.flush()
         return subprocess.run([_TOOLS / name, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+PRESETS = {
+    "mnist": (LatentSpec(), (28, 28, 1)),
+    "celeba": (LatentSpec(128, (Categorical(10),) * 10), (32, 32, 3)),
+    "svhn": (LatentSpec(124, (Categorical(10),) * 4 + (Uniform(4),)), (32, 32, 3)),
+    "faces": (LatentSpec(128, (Uniform(5),)), (32, 32, 1)),
+    "chairs": (LatentSpec(128, (Categorical(20),) * 3 + (Uniform(1),)), (64, 64, 1)),
+}
+KERNELS = ("head_loss D", "head_loss G", "sample_latents", "image_batch", "image_batch mirrored", "pack_codes")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op as a preset calls it.
+
+    bytes_floor: what must be moved at least: each input read once, each output written once.
+    store_bits: the widest store that the addresses of its main output allow.
+    reason: why that is less than 128 bits, where it is.
+    """
+
+    launcher: Callable[[], object]
+    bytes_floor: int
+    store_bits: int
+    reason: str = ""
+
+
+def case(kernel: str, preset: str, dtype: torch.dtype, batch: int) -> Case:
+    """The launch of one of :data:`KERNELS` that a training step of ``preset`` makes."""
+    spec, shape = PRESETS[preset]
+    size = dtype.itemsize
+    seed = torch.zeros((), dtype=torch.int64)
+    categories = torch.zeros(batch, len(spec.categorical), dtype=torch.int64)
+    continuous = torch.zeros(batch, len(spec.continuous))
+    logits = torch.zeros(batch, dtype=dtype)
+    n_codes = len(spec.names)
+    if kernel == "head_loss D":
+        return Case(
+            lambda: head_loss(logits, logits, None, None, None, None, None, (), (), False, False),
+            4 * batch * size + 4 * 3,
+            128 if batch >= 1024 else 8 * size,
+            "" if batch >= 1024 else "no more rows than lanes: one logit a lane",
+        )
+    if kernel == "head_loss G":
+        recognition = torch.zeros(batch, spec.head_dim, dtype=dtype)
+        weights = torch.ones(n_codes)
+        lines = [spec.head_dim * size, *(k * size for k in spec.categorical)]
+        one_value = not spec.categorical
+        arguments = (logits, None, recognition, categories, continuous, weights, None, spec.categorical, spec.entropies)
+        return Case(
+            lambda: head_loss(*arguments, False, False),
+            2 * size * (batch + recognition.numel()) + _bytes(categories, continuous, weights) + 4 * (3 + 2 * n_codes),
+            8 * size if one_value else _common_bits(*lines),
+            "one value a lane" if one_value else f"a code begins at multiples of {_common_bits(*lines) // 8} bytes",
+        )
+    if kernel == "sample_latents":
+        normal = [prior == "normal" for prior in spec.continuous]
+        bits = _common_bits(4 * size, spec.dim * size)
+        return Case(
+            lambda: sample_latents(
+                seed, seed, batch, spec.noise, spec.noise_prior == "normal", spec.categorical, normal, 0, 0, dtype
+            ),
+            16 + batch * spec.dim * size + _bytes(categories, continuous),
+            bits,
+            f"rows of {spec.dim * size} bytes, four values ({4 * size} bytes) a Philox call" if bits < 128 else "",
+        )
+    if kernel.startswith("image_batch"):
+        images = torch.zeros(2, *shape, dtype=torch.uint8)
+        index = torch.zeros(batch, dtype=torch.int64)
+        flip_seed = seed if kernel.endswith("mirrored") else None
+        values = batch * images[0].numel()
+        return Case(
+            lambda: image_batch(images, index, -1.0, 1.0, flip_seed, seed, 0, dtype),
+            values * (1 + size) + _bytes(index),
+            128,
+        )
+    noise = torch.zeros(batch, spec.noise)
+    return Case(
+        lambda: pack_codes(noise, categories, continuous, spec.categorical, dtype),
+        _bytes(noise, categories, continuous) + batch * spec.dim * size,
+        128,
+    )
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _common_bits(*lengths: int) -> int:
+    return 8 * math.gcd(16, *lengths)

@@ -13,6 +13,7 @@ import torch
 from fastinfogan import data
 from fastinfogan.codes import LatentSpec
 from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.clustering import Clustering, clustering
 from fastinfogan.metrics.information import information_bound
@@ -41,8 +42,17 @@ class Evaluation:
     clusterings: dict[str, Clustering]
 
     def write(self, path: Path) -> None:
-        """As JSON, with everything that the table leaves out."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """As JSON, with everything that the table leaves out.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        try:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write the evaluation {path} ({error.strerror}): make its folder writable"
+            ) from None
 
     def table(self) -> str:
         """The figures and the protocol behind them, as text."""

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch  # before _C, so that both use the OpenMP runtime that torch brings
 
 from fastinfogan.ops.philox import FLIPS
 
-if TYPE_CHECKING:
-    from fastinfogan import _C
-
 why_not: str | None = None
 try:
-    from fastinfogan import _C
+    import fastinfogan._C as _C
 except ImportError as _error:
     why_not = f"the C++ extension is not built ({_error}): pip install -e . with a C++17 compiler builds it"
 
@@ -62,8 +58,8 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return tensor, tensor.stride(0)
 
 
-def _floats(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+def _floats(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.to(torch.float32).contiguous()
 
@@ -145,11 +141,12 @@ def head_loss(
         recognition, recognition_stride = _rows(recognition)
         recognition_address, recognition_dtype = recognition.data_ptr(), _CODES[recognition.dtype]
         q_gradient = torch.empty(recognition.shape, dtype=recognition.dtype)
-        categories, continuous, code_weights = categories.contiguous(), _floats(continuous), _floats(code_weights)
+        categories, continuous = categories.contiguous(), _floats(continuous)
         categories_address, continuous_address = categories.data_ptr(), continuous.data_ptr()
+        code_weights = None if code_weights is None else _floats(code_weights)
         weights_address = 0 if code_weights is None else code_weights.data_ptr()
     statistics = torch.empty(3 + 2 * n_codes)
-    loss_scale = _floats(loss_scale)
+    loss_scale = None if loss_scale is None else _floats(loss_scale)
     _C.head_loss(
         layout,
         fake_logits.data_ptr(),
@@ -265,7 +262,7 @@ def _pack(
     z = torch.empty((rows * n_values, dim), dtype=dtype, device=noise.device)
     noise, noise_stride = _rows(noise if noise.dtype in _CODES else noise.to(dtype))
     continuous, continuous_stride = _rows(continuous if continuous.dtype in _CODES else continuous.to(dtype))
-    categories, values = categories.contiguous(), _floats(values)
+    categories, values = categories.contiguous(), None if values is None else _floats(values)
     _C.pack_codes(
         layout,
         noise.data_ptr(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 # The stream is the top byte of the fourth counter word: one for each thing that draws.
-LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES = range(5)
+LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES, WARPS = range(6)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -15,7 +15,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
-from fastinfogan.ops.backend import Backend, choose
+from fastinfogan.ops.backend import choose
 from fastinfogan.ops.head_loss import LOG_STD_MIN
 
 
@@ -45,11 +45,8 @@ def recognize(spec: LatentSpec, recognition: torch.Tensor, *, backend: str | Non
         raise UserError(f"recognize expected Q's output of shape (n, {spec.head_dim}), got {tuple(recognition.shape)}")
     if recognition.dtype not in native.DTYPES:
         raise UserError(f"recognize expected float32, bfloat16 or float16, got {recognition.dtype}")
-    serves = native.on_cuda() if recognition.is_cuda else recognition.device.type == "cpu" and native.available()
-    backends: tuple[Backend, ...] = ("native", "reference") if serves else ("reference",)
-    return Recognition(
-        *torch.ops.fastinfogan.recognize(recognition, spec.categorical, choose(backend, recognition.device, backends))
-    )
+    chosen = choose(backend, recognition.device.type, native_on_cuda=True)
+    return Recognition(*torch.ops.fastinfogan.recognize(recognition, spec.categorical, chosen))
 
 
 def _reference(
@@ -71,6 +68,7 @@ def _reference(
 def _recognize(
     recognition: torch.Tensor, categorical: Sequence[int], backend: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    # There is no Triton kernel: no training step needs this op, and where Triton serves the others the reference does.
     return (native.recognize if backend == "native" else _reference)(recognition, categorical)
 
 

@@ -12,7 +12,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
-from fastinfogan.ops.backend import Backend, choose
+from fastinfogan.ops.backend import choose
 from fastinfogan.ops.pack_codes import _reference as _pack_reference
 from fastinfogan.ops.pack_codes import check_categories
 
@@ -58,14 +58,11 @@ def traversal(
     check_categories(spec, categories)
     if code < n_categorical:
         k = spec.categorical[code]
-        wrong = ((values < 0) | (values >= k)).nonzero()
+        wrong = (~((values >= 0) & (values < k))).nonzero()  # NaN is wrong too
         if len(wrong):
             raise UserError(f"{spec.names[code]} has values 0 to {k - 1}, got {values[wrong[0, 0]].item():g}")
-    serves = native.on_cuda() if noise.is_cuda else noise.device.type == "cpu" and native.available()
-    backends: tuple[Backend, ...] = ("native", "reference") if serves else ("reference",)
-    return torch.ops.fastinfogan.traversal(
-        noise, categories, continuous, code, values, spec.categorical, dtype, choose(backend, noise.device, backends)
-    )
+    chosen = choose(backend, noise.device.type, native_on_cuda=True)
+    return torch.ops.fastinfogan.traversal(noise, categories, continuous, code, values, spec.categorical, dtype, chosen)
 
 
 def _reference(
@@ -100,6 +97,7 @@ def _traversal(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
+    # There is no Triton kernel: no training step needs this op, and where Triton serves the others the reference does.
     implementation = native.traversal if backend == "native" else _reference
     return implementation(noise, categories, continuous, code, values, categorical, dtype)
 

@@ -14,9 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def examples(count: int) -> settings:
     """``count`` examples, the same each time, without a deadline: a program takes milliseconds to interpret."""
-    return settings(
-        max_examples=count, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-    )
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -26,8 +24,10 @@ def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def rounding(values: torch.Tensor) -> torch.Tensor:
-    """What the interpreter may be off by for its own reasons: it cuts fp32 to bfloat16 where a GPU rounds to nearest."""
-    return ulp(values, torch.bfloat16) if values.dtype == torch.bfloat16 else torch.zeros_like(values, dtype=torch.double)
+    """What the interpreter may be off by for its own reasons: it cuts fp32 to bfloat16, where a GPU rounds."""
+    if values.dtype == torch.bfloat16:
+        return ulp(values, torch.bfloat16)
+    return torch.zeros_like(values, dtype=torch.double)
 
 
 def assert_same_but_for_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:

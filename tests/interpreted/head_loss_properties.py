@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from fastinfogan.kernels import head_loss as module
+from fastinfogan.kernels.head_loss import head_loss
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
-from fastinfogan.kernels import head_loss as module
-from fastinfogan.kernels.head_loss import head_loss
 from fastinfogan.ops import LOG_STD_MIN
 from tests.interpreted.agreement import DTYPES, examples, rounding, unaligned
 from tests.strategies import specs
@@ -126,15 +126,16 @@ def assert_agrees(batch: Batch) -> None:
     low = batch.dtype != torch.float32
     own = batch.in_plain_pytorch() if low else [torch.empty(0)] * 3
     # One row's share of the loss: gradients that cancel to nothing may differ by fp32's rounding of this.
-    share = (batch.scale or 1.0) * max(1.0, batch.weight or 1.0) / max(1, min(batch.n_fake, batch.n_real or batch.n_fake))
+    rows = max(1, min(batch.n_fake, batch.n_real or batch.n_fake))
+    share = (batch.scale or 1.0) * max(1.0, batch.weight or 1.0) / rows
     for a, e, plain in zip(actual[1:], exact[1:], own, strict=True):
         allowed = 2e-5 * e.abs() + 2e-6 * share
         if low and e.numel():
             allowed = allowed + 2 * (plain.double() - e).abs().max().nan_to_num(posinf=0.0) + rounding(a)
             allowed = allowed + torch.finfo(batch.dtype).eps / 2 * e.abs() + torch.finfo(batch.dtype).smallest_normal
         finite = e.to(batch.dtype).isfinite()
-        difference = (a.double() - e).abs()
-        assert bool((difference <= allowed)[finite].all()), f"off by {float((difference / allowed)[finite].max())} times"
+        off = ((a.double() - e).abs() / allowed)[finite]
+        assert bool((off <= 1).all()), f"off by {float(off.max())} times what is allowed"
 
 
 @examples(70)
@@ -153,19 +154,21 @@ def assert_agrees(batch: Batch) -> None:
     seed=st.integers(0, 1 << 20),
 )
 def test_agrees_over_layouts_dtypes_weights_and_strides(spec: LatentSpec, n: int, **rest: object) -> None:
-    # A tile holds 2,048 logits: no more than about 40 programs.
-    n = min(n, 80_000 // (64 * max(1, len(spec.categorical))))
+    # A tile holds 2,048 logits: no more than about 12 programs.
+    n = min(n, 24_576 // (64 * max(1, len(spec.categorical))))
     assert_agrees(Batch(spec, n, **rest))  # type: ignore[arg-type]
 
 
 @examples(12)
-@given(spec=specs(max_codes=3, max_continuous=4), n=st.sampled_from([5, 64]), real=st.booleans(), seed=st.integers(0, 99))
+@given(
+    spec=specs(max_codes=3, max_continuous=4), n=st.sampled_from([5, 64]), real=st.booleans(), seed=st.integers(0, 99)
+)
 def test_agrees_for_logits_of_ten_thousand(spec: LatentSpec, n: int, real: bool, seed: int) -> None:
     assert_agrees(Batch(spec, n, n if real else None, size=1e4, fixed_std=True, seed=seed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "n_real"), [(0, None), (0, 0), (3, 0), (513, None), (1000, 70), (70, 1000), (4096, None)])
+@pytest.mark.parametrize(("n", "n_real"), [(0, None), (0, 0), (3, 0), (513, None), (900, 70), (70, 900), (4096, None)])
 def test_agrees_at_every_batch_size(n: int, n_real: int | None, dtype: torch.dtype) -> None:
     assert_agrees(Batch(MNIST, n, n_real, dtype=dtype))
 
@@ -180,7 +183,7 @@ def test_adversarial_terms_alone_agree(n: int) -> None:
     assert_agrees(Batch(MNIST, n, n // 2, codes=False))
 
 
-@pytest.mark.parametrize("n", [64, 5000])
+@pytest.mark.parametrize("n", [64, 1000])
 def test_same_bits_on_every_run_and_the_counter_is_left_at_zero(n: int) -> None:
     batch = Batch(MIXED, n, n)
     first, second = batch.call(head_loss), batch.call(head_loss)

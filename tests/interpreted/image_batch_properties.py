@@ -6,10 +6,10 @@ import importlib
 
 import pytest
 import torch
+from fastinfogan.kernels.image_batch import image_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfogan.kernels.image_batch import image_batch
 from fastinfogan.ops.philox import signed64
 from tests.interpreted.agreement import DTYPES, assert_same_but_for_rounding, examples
 

@@ -6,11 +6,11 @@ import importlib
 
 import pytest
 import torch
+from fastinfogan.kernels.pack_codes import pack_codes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinfogan import LatentSpec
-from fastinfogan.kernels.pack_codes import pack_codes
 from tests.interpreted.agreement import DTYPES, assert_same_but_for_rounding, examples, unaligned
 from tests.strategies import specs
 

@@ -6,11 +6,11 @@ import importlib
 
 import pytest
 import torch
+from fastinfogan.kernels.sample_latents import sample_latents
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
-from fastinfogan.kernels.sample_latents import sample_latents
 from fastinfogan.ops.philox import signed64
 from tests.interpreted.agreement import DTYPES, examples, rounding, ulp
 from tests.strategies import specs
@@ -52,8 +52,6 @@ def normal_columns(spec: LatentSpec) -> torch.Tensor:
     dtype=st.sampled_from(DTYPES),
 )
 def test_agrees_with_the_reference(spec: LatentSpec, batch: int, dtype: torch.dtype, **rest: int) -> None:
-    # Large layouts have few rows a program: no more than about 40 programs.
-    batch = min(batch, 160) if sum(spec.categorical) < 256 else min(batch, 40)
     z, categories, continuous = call(sample_latents, spec, batch, dtype=dtype, **rest)
     expected_z, expected_categories, expected_continuous = call(reference, spec, batch, dtype=dtype, **rest)
     assert z.shape == expected_z.shape and z.dtype == expected_z.dtype
@@ -81,7 +79,9 @@ def test_uniforms_of_key_and_counter_zero_are_the_known_answer() -> None:
 
 @pytest.mark.parametrize("step", [5 + (1 << 32), 5 + (1 << 55)])
 def test_steps_beyond_32_bits_draw_other_latents(step: int) -> None:
-    assert not torch.equal(call(sample_latents, LatentSpec(), 4, step=5)[0], call(sample_latents, LatentSpec(), 4, step=step)[0])
+    assert not torch.equal(
+        call(sample_latents, LatentSpec(), 4, step=5)[0], call(sample_latents, LatentSpec(), 4, step=step)[0]
+    )
 
 
 def test_ranks_together_draw_what_one_process_does() -> None:
@@ -92,9 +92,9 @@ def test_ranks_together_draw_what_one_process_does() -> None:
         assert torch.equal(torch.cat([part[i] for part in parts]), expected)
 
 
-def test_four_thousand_rows_of_normals_agree_to_the_far_tail() -> None:
-    spec = LatentSpec(64, (Gaussian(4),), "normal")
-    z, _, _ = call(sample_latents, spec, 4096)
-    expected, _, _ = call(reference, spec, 4096)
-    assert float(expected.abs().max()) > 4.5
+def test_a_hundred_thousand_normals_agree_to_the_far_tail() -> None:
+    spec = LatentSpec(128, (Gaussian(4),), "normal")
+    z, _, _ = call(sample_latents, spec, 800)
+    expected, _, _ = call(reference, spec, 800)
+    assert float(expected.abs().max()) > 4.0
     assert bool(((z - expected).abs() <= 1e-6 * expected.abs().clamp(min=1)).all())

@@ -1,0 +1,168 @@
+"""Every fused op against its reference on a device: what ``doctor`` prints and what a run asks before it trusts a GPU.
+
+The kernels were proven without a GPU, so the first device that runs them is also their first real test. It takes a
+second or two, and a disagreement costs speed instead of results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
+from fastinfogan.ops.backend import Backend, available
+from fastinfogan.ops.head_loss import head_loss
+from fastinfogan.ops.image_batch import image_batch
+from fastinfogan.ops.pack_codes import pack_codes
+from fastinfogan.ops.sample_latents import sample_latents
+
+SPECS = (
+    LatentSpec(),
+    LatentSpec(128, (Categorical(20), Categorical(3), Uniform(1), Gaussian(2)), "normal"),
+)
+BATCHES = (7, 128, 513)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SEED, STEP = 2**63 + 11, 2**33 + 5  # both past 32 bits, where a kernel that cuts them would show
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One backend of one op, run on every case.
+
+    worst: the largest error over all outputs, as a share of what is tolerated; above 1 it disagrees.
+    failure: the exception that a case raised, or None.
+    """
+
+    op: str
+    backend: Backend
+    worst: float
+    seconds: float
+    failure: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        return self.failure is None and self.worst <= 1.0
+
+
+def check_ops(device: torch.device) -> list[Check]:
+    """Every op's every backend that can run on ``device``, compared with the reference there."""
+    return [
+        _check(op, cases(device), backend)
+        for op, (cases, native_on_cuda) in _OPS.items()
+        for backend in available(device.type, native_on_cuda)
+        if backend != "reference"
+    ]
+
+
+Case = Callable[[Backend], Tensors]
+
+
+def _check(op: str, cases: list[Case], backend: Backend) -> Check:
+    began = time.perf_counter()
+    worst = 0.0
+    try:
+        for case in cases:
+            for found, expected in zip(case(backend), case("reference"), strict=True):
+                worst = max(worst, _error(found, expected))
+    except Exception as error:  # a kernel that does not even compile on this device is what is looked for
+        return Check(op, backend, worst, time.perf_counter() - began, f"{type(error).__name__}: {error}")
+    return Check(op, backend, worst, time.perf_counter() - began)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over one unit in the last place of the storage type, or 2e-5 in fp32; integers exactly."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if found.numel() == 0:
+        return 0.0
+    if not found.is_floating_point():
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    unit = max(torch.finfo(found.dtype).eps, 2e-5)
+    wanted = expected.double()
+    # What is close to zero is the rest of a cancellation: judged against a twentieth of the largest value.
+    size = wanted.abs().clamp(min=0.05 * float(wanted.abs().max()))
+    error = float(((found.double() - wanted).abs() / (unit * size.clamp(min=1e-12))).max())
+    return error if error == error else float("inf")
+
+
+def _sample_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype) -> Case:
+        def run(backend: Backend) -> Tensors:
+            z, categories, continuous = sample_latents(
+                spec, batch, seed=SEED, step=STEP, stream=3, row_offset=9, device=device, dtype=dtype, backend=backend
+            )
+            # A target is a column of z, one unit of z's type apart at most, whatever type it is kept in.
+            return z, categories, continuous.to(dtype)
+
+        return run
+
+    return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
+
+
+def _loss_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype, d_phase: bool) -> Case:
+        generator = torch.Generator().manual_seed(batch)
+        latents = sample_latents(spec, batch, seed=1, step=0, device=device, backend="reference")
+        logits = 4 * torch.randn(batch, spec.head_dim + 2, generator=generator)
+        logits = logits.to(device, dtype)
+        weights = torch.linspace(0.5, 2.0, len(spec.names), device=device)
+
+        def run(backend: Backend) -> Tensors:
+            loss = head_loss(
+                spec,
+                logits[:, 0],
+                real_logits=logits[:, 1] if d_phase else None,
+                recognition=logits[:, 2:],
+                categories=latents.categories,
+                continuous=latents.continuous,
+                code_weights=weights,
+                backend=backend,
+            )
+            return (loss.statistics, *loss.gradients)
+
+        return run
+
+    return [
+        case(spec, batch, dtype, d_phase)
+        for spec in SPECS
+        for batch in BATCHES
+        for dtype in DTYPES
+        for d_phase in (True, False)
+    ]
+
+
+def _image_cases(device: torch.device) -> list[Case]:
+    store = torch.randint(0, 256, (50, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    store = store.to(device)
+
+    def case(batch: int, dtype: torch.dtype) -> Case:
+        index = torch.arange(batch, device=device) * 7 % len(store)
+        return lambda backend: (
+            image_batch(store, index, low=-1.0, high=1.0, flip_seed=SEED, step=STEP, dtype=dtype, backend=backend),
+        )
+
+    return [case(batch, dtype) for batch in BATCHES for dtype in DTYPES]
+
+
+def _pack_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype) -> Case:
+        latents = sample_latents(spec, batch, seed=1, step=0, device=device, backend="reference")
+        noise = latents.z[:, : spec.noise]
+        return lambda backend: (
+            pack_codes(spec, noise, latents.categories, latents.continuous, dtype, backend=backend),
+        )
+
+    return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
+
+
+_OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool]] = {
+    "sample_latents": (_sample_cases, False),
+    "head_loss": (_loss_cases, False),
+    "image_batch": (_image_cases, False),
+    "pack_codes": (_pack_cases, True),
+}

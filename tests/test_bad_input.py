@@ -1,0 +1,409 @@
+"""Bad input ends a command with status 2 and one sentence that holds the value and the remedy, before work starts."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Command, Outcome
+from image_files import idx_files, photograph, truncated, write_folder, write_svhn, write_zip
+
+from fastinfogan import checkpoint, evaluate, generate, train
+from fastinfogan.config import TrainConfig, to_json
+from fastinfogan.errors import UserError
+from fastinfogan.ops import sample_latents
+from fastinfogan.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without --run-dir go below the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def assert_told(ended: Outcome, *parts: str) -> None:
+    """One sentence, one line, no traceback, and each of ``parts`` in it."""
+    assert ended.code == 2, ended
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.err.endswith(line + "\n") and "Traceback" not in ended.err
+    assert all(part in line for part in parts), line
+
+
+def assert_nothing_trained(folder: Path) -> None:
+    assert not [*folder.rglob("*.safetensors"), *folder.rglob("*.partial"), *folder.rglob("metrics.jsonl")]
+
+
+FLAGS = [
+    (["--dataset", "mnst"], "'mnst'", "did you mean mnist"),
+    (["--preset", "celebb"], "'celebb'", "did you mean celeba"),
+    (["--preset", "cifar"], "'cifar'", "choose one of mnist, "),
+    (["--codes", "cat:1"], "at least 2 values, got 1", "write cat:2 or more"),
+    (["--codes", "cat:0", "uniform:1"], "at least 2 values, got 0", "write cat:2"),
+    (["--codes", "uniform:0"], "uniform:0", "write uniform:1 or more"),
+    (["--codes", "cat:ten"], "'cat:ten'", "write cat:K, uniform:N or gaussian:N"),
+    (["--codes", "categorical:10"], "'categorical:10'", "for example cat:10"),
+    (["--codes", "cat:-3"], "'cat:-3'", "write cat:K"),
+    (["--noise", "-1"], "got -1", "0 or more"),
+    (["--categorical-weight", "-0.5"], "--categorical-weight", "0 or more, got -0.5"),
+    (["--continuous-weight", "-1"], "--continuous-weight", "0 or more, got -1.0"),
+    (["--consistency", "-1"], "--consistency", "0 or more, got -1"),
+    (["--consistency", "1", "--no-trunk-mi"], "--consistency 1.0", "add --trunk-mi, or give --consistency 0"),
+    (["--continuous-weight", "nan"], "--continuous-weight", "got nan"),
+    (["--lr-d", "0"], "--lr-d", "above 0, got 0"),
+    (["--lr-g", "-1e-3"], "--lr-g", "above 0, got -0.001"),
+    (["--beta1", "1"], "--beta1", "below 1, got 1"),
+    (["--iterations", "0"], "--iterations", "1 or more, got 0"),
+    (["--batch", "0"], "--batch", "got 0"),
+    (["--batch", "1"], "--batch", "2 or more, got 1"),
+    (["--batch", "41"], "a batch of 41 is larger than the set of 40 images", "--batch 40 or less"),
+    (["--save-every", "-2"], "--save-every", "got -2"),
+    (["--keep", "0"], "--keep", "got 0"),
+    (["--reject-limit", "1.5"], "--reject-limit", "from 0 to 1, got 1.5"),
+    (["--seed", "-1"], "--seed", "got -1"),
+    (["--device", "tpu"], "'tpu'", "choose auto, cpu, cuda or cuda:N"),
+    (["--device", "mps"], "'mps'", "choose auto, cpu, cuda or cuda:N"),
+    (["--device", "cuda:99"], "--device cuda:99", "choose --device cpu"),
+    (["--tables", "celeba"], "fashion-mnist holds 28x28x1 images", "celeba networks take 32x32x3", "--tables mnist"),
+    (["--tables", "chairs"], "fashion-mnist holds 28x28x1 images", "chairs networks take 64x64x1", "--tables mnist"),
+    (["--tables", "celeba", "--gray"], "--gray gives 1-channel images", "celeba networks take 3", "drop --gray"),
+    (["--placement", "stream"], "fashion-mnist", "cannot be streamed", "--placement resident"),
+    (["--config", "absent.json"], "absent.json", "give a run folder or its config.json"),
+    (["--resume", "absent"], "no run or checkpoint at absent", "give the folder of a run"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"), [(row[0], row[1:]) for row in FLAGS], ids=[" ".join(row[0]) for row in FLAGS]
+)
+def test_a_flag_that_cannot_work_is_one_sentence_before_any_work(
+    tmp_path: Path, tiny_flags: list[str], command: Command, flags: list[str], parts: tuple[str, ...]
+) -> None:
+    ended = command(train, *tiny_flags, *flags)
+    assert_told(ended, *parts)
+    assert ended.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def damaged_set(root: Path) -> list[str]:
+    return ["--dataset", "fashion-mnist", "--data", str(root)]
+
+
+def without_files(root: Path) -> list[str]:
+    files = idx_files(9)
+    del files["t10k-labels-idx1-ubyte"], files["train-labels-idx1-ubyte"]
+    write_folder(root / "fashion-mnist", files)
+    return damaged_set(root)
+
+
+def with_another_magic(root: Path) -> list[str]:
+    files = idx_files(9)
+    files["train-images-idx3-ubyte"] = b"<html>" + files["train-images-idx3-ubyte"][6:]
+    write_folder(root / "fashion-mnist", files)
+    return damaged_set(root)
+
+
+def half_downloaded(root: Path) -> list[str]:
+    files = idx_files(9)
+    files["train-images-idx3-ubyte"] = truncated(files["train-images-idx3-ubyte"])
+    write_folder(root / "fashion-mnist", files)
+    return damaged_set(root)
+
+
+def half_a_zip(root: Path) -> list[str]:
+    path = write_zip(root / "photos.zip", {f"{i}.jpg": photograph(i, 40, 40) for i in range(9)})
+    path.write_bytes(truncated(path.read_bytes()))
+    return ["--dataset", "folder", "--data", str(path)]
+
+
+def no_folder(root: Path) -> list[str]:
+    return ["--dataset", "folder", "--data", str(root / "photos")]
+
+
+def empty_folder(root: Path) -> list[str]:
+    (root / "photos").mkdir()
+    (root / "photos" / "notes.txt").write_text("no image")
+    return ["--dataset", "folder", "--data", str(root / "photos")]
+
+
+def colour_photos(root: Path) -> list[str]:
+    write_folder(root / "photos", {f"{i}.jpg": photograph(i, 40, 40) for i in range(9)})
+    return ["--dataset", "folder", "--data", str(root / "photos"), "--tables", "mnist"]
+
+
+def half_an_svhn(root: Path) -> list[str]:
+    write_svhn(root, 9)
+    path = root / "svhn" / "train_32x32.mat"
+    path.write_bytes(truncated(path.read_bytes()))
+    return ["--dataset", "svhn", "--data", str(root)]
+
+
+SETS: list[tuple[Callable[[Path], list[str]], tuple[str, ...]]] = [
+    (lambda root: ["--dataset", "celeba", "--data", str(root)],
+     ("CelebA is absent", "img_align_celeba.zip", "--dataset mnist")),
+    (lambda root: ["--dataset", "svhn", "--data", str(root)], ("train_32x32.mat", "download", "--dataset mnist")),
+    (without_files, ("train-labels-idx1-ubyte", "put all four files there")),
+    (with_another_magic, ("train-images-idx3-ubyte", "starts with bytes 3c68746d", "delete it and fetch it again")),
+    (half_downloaded, ("train-images-idx3-ubyte holds 2,828 bytes, expected 7,072", "delete it and fetch it again")),
+    (half_a_zip, ("photos.zip", "is not a whole zip file", "download it again")),
+    (half_an_svhn, ("train_32x32.mat", "is not a whole SVHN file", "download it again")),
+    (no_folder, ("photos", "give one with --data")),
+    (empty_folder, ("photos", "holds no .jpg", "--data")),
+    (colour_photos, ("expected 1-channel images for the mnist networks, got 3 channels in", "0.jpg", "pass --gray")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "parts"), SETS, ids=["no celeba", "no svhn", *(m.__name__ for m, _ in SETS[2:])])
+def test_a_set_that_is_absent_damaged_or_does_not_fit_is_one_sentence_before_any_work(
+    tmp_path: Path, command: Command, make: Callable[[Path], list[str]], parts: tuple[str, ...]
+) -> None:
+    flags = make(tmp_path)
+    ended = command(train, *flags, "--batch", "4", "--device", "cpu")
+    assert_told(ended, *parts)
+    assert ended.err.count("\n") == 1
+    assert_nothing_trained(tmp_path)
+
+
+@pytest.fixture
+def damaged_photos(tmp_path: Path) -> Path:
+    """Twenty photographs of which three are none."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    files = {f"{i:02d}.jpg": photograph(i, 40, 36) for i in range(20)}
+    files |= {"04.jpg": b"", "11.jpg": b"not an image", "17.jpg": truncated(files["17.jpg"], 0.1)}
+    return write_folder(tmp_path / "photos", files)
+
+
+@pytest.mark.parametrize("placement", ["resident", "stream"])
+def test_more_undecodable_images_than_the_limit_stop_the_run_by_name(
+    tmp_path: Path, damaged_photos: Path, command: Command, placement: str
+) -> None:
+    flags = [
+        "--dataset",
+        "folder",
+        "--data",
+        damaged_photos,
+        "--placement",
+        placement,
+        "--batch",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    ended = command(train, *flags, "--reject-limit", "0.1", "--iterations", "9", "--codes", "cat:3", "--noise", "2")
+    assert_told(ended, "3 of 20 files of folder cannot be decoded, at most 2", "raise --reject-limit", ".jpg")
+    for name in ("04.jpg", "11.jpg", "17.jpg"):
+        assert f"rejected {damaged_photos}/{name}: " in ended.err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_undecodable_images_within_the_limit_are_named_and_skipped(
+    tmp_path: Path, damaged_photos: Path, command: Command
+) -> None:
+    flags = ["--dataset", "folder", "--data", damaged_photos, "--batch", "6", "--device", "cpu", "--run-dir", "run"]
+    ended = command(train, *flags, "--reject-limit", "0.15", "--iterations", "3", "--codes", "cat:3", "--noise", "2")
+    assert ended.code == 0 and ended.err.count("rejected ") == 3
+    assert checkpoint.load(tmp_path / "run").step == 3
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper", "/proc/fastinfogan"])
+def test_a_run_folder_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, tiny_flags: list[str], command: Command, below: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ended = command(train, *tiny_flags, "--run-dir", below)
+    assert_told(ended, f"cannot write to the run folder {below}", "choose another --run-dir")
+    assert ended.err.count("\n") == 1 and (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_new_run_does_not_write_over_another(
+    finished: tuple[Path, Outcome], tiny_flags: list[str], command: Command
+) -> None:
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    ended = command(train, *tiny_flags, "--run-dir", folder)
+    assert_told(ended, f"{folder} holds a run already", f"--resume {folder}", "another --run-dir")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_is_full_at_save_leaves_and_names_the_checkpoint_before(
+    tmp_path: Path, tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    fsync, calls = os.fsync, []
+
+    def filling(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 2:  # the first checkpoint's file and its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    ended = command(train, *tiny_flags, "--save-every", "2", "--keep", "1", "--run-dir", "run")
+    last = "run/checkpoints/step-00000002.safetensors"
+    assert_told(ended, "could not save step 4", "No space left", f"{last}, is intact", "--resume run")
+    assert [str(path) for path in Path("run/checkpoints").iterdir()] == [last]
+    assert checkpoint.load(tmp_path / "run").step == 2
+
+
+@pytest.fixture
+def copied(tmp_path: Path, finished: tuple[Path, Outcome]) -> Path:
+    """A copy of the finished run of six iterations."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copied"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "tensor"),
+    [
+        (["--noise", "7"], "generator.layers.0.weight is (16, 18) in it and (16, 19)"),
+        (["--codes", "cat:11", "uniform:2"], "generator.layers.0.weight"),
+        (["--codes", "cat:10", "cat:2"], "discriminator.recognition_head"),
+        (["--tables", "faces"], "generator."),
+    ],
+)
+def test_resume_with_another_architecture_is_refused_and_changes_nothing(
+    copied: Path, command: Command, flags: list[str], tensor: str
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    ended = command(train, "--resume", copied, "--iterations", "9", *flags)
+    assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise and --codes as they were")
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_resume_of_a_finished_run_asks_for_more_iterations(copied: Path, command: Command) -> None:
+    ended = command(train, "--resume", copied)
+    assert_told(ended, "step-00000006.safetensors has done its 6 iterations", "ask for more with --iterations")
+    ended = command(train, "--resume", copied, "--iterations", "8")
+    assert ended.code == 0 and checkpoint.load(copied).step == 8
+
+
+@pytest.mark.parametrize("module", [train, evaluate, generate])
+def test_a_checkpoint_that_is_truncated_foreign_or_a_pickle_is_one_sentence(
+    tmp_path: Path, copied: Path, command: Command, module: ModuleType
+) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    newest = copied / "checkpoints" / "step-00000006.safetensors"
+    flags = ["--resume"] if module is train else []
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2])
+    assert_told(
+        command(module, *flags, copied), "step-00000006.safetensors is truncated or no checkpoint", "resume from"
+    )
+    torch.save(Trap(), newest)
+    assert_told(command(module, *flags, copied), "is truncated or no checkpoint")
+    assert not (tmp_path / "sprung").exists()
+    safetensors.torch.save_file({"weight": torch.ones(2)}, newest)
+    assert_told(command(module, *flags, copied), "is a safetensors file but no checkpoint of fastinfogan's")
+    assert_told(command(module, *flags, tmp_path / "nowhere"), "no run or checkpoint at", "give the folder of a run")
+    (tmp_path / "empty").mkdir()
+    assert_told(command(module, *flags, tmp_path / "empty"), "no checkpoint in", "give the folder of a run")
+
+
+def test_a_configuration_with_an_unknown_key_is_one_sentence(tmp_path: Path, command: Command) -> None:
+    text = to_json(TrainConfig()).replace('"iterations"', '"iteration"')
+    (tmp_path / "config.json").write_text(text)
+    assert_told(command(train, "--config", tmp_path), "config.json", "iteration")
+    (tmp_path / "config.json").write_text(to_json(replace(TrainConfig(), lr_d=-1.0)))
+    assert_told(command(train, "--config", tmp_path), "--lr-d must be above 0, got -1.0")
+
+
+def test_an_unknown_backend_is_one_sentence(
+    tmp_path: Path, tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTINFOGAN_BACKEND", "tritn")
+    assert_told(command(train, *tiny_flags), "unknown backend 'tritn'", "choose one of reference")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_unsupported_dtype_is_told_with_what_is_supported(tiny_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(UserError, match=r"float32, bfloat16 or float16, not torch\.float64"):
+        sample_latents(tiny_config().spec, 4, seed=0, step=0, dtype=torch.float64)
+
+
+GENERATE = [
+    (["--set", "c9=1"], "--set c9=1: there is no code 'c9'", "this run has c1, c2, c3"),
+    (["--set", "c1"], "--set c1: expected a number after c1=, got ''"),
+    (["--set", "c1=two"], "--set c1=two: expected a number", "'two'"),
+    (["--set", "c1=10"], "--set c1=10: c1 has the categories 0 to 9"),
+    (["--set", "c1=2.5"], "c1 has the categories 0 to 9"),
+    (["--set", "c1=-1"], "c1 has the categories 0 to 9"),
+    (["--set", "c2=nan"], "--set c2=nan: expected a number"),
+    (["--set", "c2=inf"], "--set c2=inf: expected a number"),
+    (["--count", "0"], "--count must be 1 or more, got 0"),
+    (["--what", "traversals", "--set", "c1=3"], "--set does not go with traversals", "drop one of them"),
+    (["--out", "picture.what"], "cannot write the picture picture.what", "ending in .png"),
+    (["--out", "/proc/none/picture.png"], "cannot write the picture /proc/none/picture.png", "--out"),
+    (["--device", "tpu"], "'tpu'", "choose auto, cpu"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"), [(row[0], row[1:]) for row in GENERATE], ids=[" ".join(r[0]) for r in GENERATE]
+)
+def test_generate_tells_what_it_cannot_draw(
+    finished: tuple[Path, Outcome], command: Command, flags: list[str], parts: tuple[str, ...]
+) -> None:
+    ended = command(generate, finished[0], *flags)
+    assert_told(ended, *parts)
+    assert ended.err.count("\n") == 1
+
+
+def test_evaluate_tells_that_the_set_is_absent(tmp_path: Path, copied: Path, command: Command) -> None:
+    if Path("/usr/share/datasets/fashion-mnist").exists():
+        pytest.skip("this machine has a Fashion-MNIST of its own")
+    (copied / "evaluation.json").unlink()
+    assert_told(command(evaluate, copied, "--data", tmp_path / "none"), "train-images-idx3-ubyte", "first folder")
+    assert not (copied / "evaluation.json").exists()
+
+
+def test_evaluate_tells_that_it_cannot_write(copied: Path, command: Command) -> None:
+    (copied / "evaluation.json").unlink()
+    (copied / "evaluation.json").mkdir()
+    assert_told(command(evaluate, copied), f"cannot write the evaluation {copied}/evaluation.json", "writable")
+
+
+def test_a_full_disk_anywhere_else_is_one_sentence_too(
+    finished: tuple[Path, Outcome], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "there.png")
+
+    monkeypatch.setattr(generate, "draw", full)
+    assert_told(
+        command(generate, finished[0]), "cannot write to there.png (No space left on device)", "free some space"
+    )
+
+
+def test_a_bug_keeps_its_traceback(tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise PermissionError("a bug of ours")
+
+    monkeypatch.setattr(Trainer, "draw", broken)
+    with pytest.raises(PermissionError):
+        command(train, *tiny_flags)
+
+
+def test_a_damaged_zip_member_is_a_rejected_image_not_a_crash(tmp_path: Path, command: Command) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    path = write_zip(tmp_path / "photos.zip", {f"{i:02d}.jpg": photograph(i, 40, 40) for i in range(12)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("05.jpg").header_offset
+    content[start + 200] ^= 0xFF
+    path.write_bytes(content)
+    flags = ["--dataset", "folder", "--data", path, "--batch", "4", "--iterations", "2", "--device", "cpu"]
+    ended = command(train, *flags, "--codes", "cat:2", "--noise", "2", "--run-dir", "run")
+    assert ended.code == 0 and "rejected" in ended.err and "05.jpg" in ended.err
