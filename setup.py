@@ -97,9 +97,9 @@ class Toolkit:
 
 
 def reason(error: Exception) -> str:
-    """A failed command in one line; what the compiler said stands above it in the log."""
-    command = error.cmd if isinstance(error, subprocess.CalledProcessError) else None
-    return f"{Path(command[0]).name} failed, see above" if command else f"{type(error).__name__}: {error}"[:200]
+    """A failed command by its name alone; what the compiler said stands above the warning in the log."""
+    command = re.match(r"Command '\['([^']+)'", str(error))
+    return f"{Path(command[1]).name} failed, see above" if command else f"{type(error).__name__}: {error}"
 
 
 class BuildExtension(build_ext):

@@ -34,6 +34,11 @@ class Checkpoint:
     config: TrainConfig
     tensors: dict[str, torch.Tensor]
 
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run; a file that was taken out of its run stands for one in the folder it lies in."""
+        return self.path.parent.parent if self.path.parent.name == FOLDER else self.path.parent
+
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors below ``prefix.``, without it."""
         start = prefix + "."

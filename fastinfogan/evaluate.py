@@ -32,7 +32,7 @@ def main() -> None:
     saved, _, generator, discriminator = checkpoint.load_networks(command.run, device)
     config = saved.config if command.data is None else replace(saved.config, data=command.data)
     evaluation = evaluate(config, generator, discriminator, saved.step)
-    folder = saved.path.parent.parent
+    folder = saved.run_dir
     evaluation.write(folder / "evaluation.json")
     print(evaluation.table())
     print(f"written to {folder / 'evaluation.json'}")

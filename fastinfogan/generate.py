@@ -115,7 +115,7 @@ def main() -> None:
         raise UserError("--set does not go with traversals, which run every code over its values: drop one of them")
     saved, spec, generator, _ = checkpoint.load_networks(command.run, choose_device(command.device))
     pictures = draw(command, generator, spec, saved.config.network_tables.image_range)
-    folder = saved.path.parent.parent / "figures"
+    folder = saved.run_dir / "figures"
     for name, picture in pictures.items():
         path = folder / f"{name}.png"
         if command.out is not None:

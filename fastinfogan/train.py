@@ -14,11 +14,13 @@ import torch
 import tyro
 
 from fastinfogan import checkpoint, data, figures, run_directory
+from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.commands import run_command
 from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
 from fastinfogan.networks import build
+from fastinfogan.ops import selfcheck
 from fastinfogan.precision import choose_device, choose_precision
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.trainer import Trainer
@@ -51,6 +53,8 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
         UserError: an unknown preset or data set, an unreadable configuration, a value that cannot work.
     """
     start, dataset = _peek(arguments)
+    if len(given := [name for name, value in vars(start).items() if value is not None]) > 1:
+        raise UserError(f"--{' and --'.join(given)} each say where to start from: give one of them")
     if start.resume:
         base = checkpoint.load(start.resume).config
     elif start.config:
@@ -89,17 +93,18 @@ def main() -> None:
     device = choose_device(config.device)
     precision = choose_precision(device, config.amp)
     print(f"training on {_describe(device)} in {str(precision.dtype).removeprefix('torch.')}: {precision.reason}")
+    if warning := selfcheck.trust(device):
+        print(warning, file=sys.stderr)
     saved = checkpoint.load(resumed) if resumed else None
-    if saved and saved.step >= config.iterations:
-        raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
+    if saved:
+        _require_resumable(saved, config)
 
     tables = config.network_tables
-    if saved:  # before the run's config.json is written anew
-        for name, module in zip(("generator", "discriminator"), build(tables, config.spec, seed=0), strict=True):
-            saved.require(name, module)
     split = data.open_split(config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables)
+    data.require_whole_batch(len(split), config.batch)
     with contextlib.ExitStack() as cleanup:
-        run = RunDirectory(_folder(config, resumed), config, saved.step if saved else 0)
+        folder = saved.run_dir if saved else run_directory.new_folder(config)
+        run = RunDirectory(folder, config, saved.step if saved else 0)
         cleanup.callback(run.close)
         batches = data.open_batches(
             split,
@@ -125,18 +130,26 @@ def main() -> None:
                 f"stopped and saved at step {stopped.step}; go on with: python -m fastinfogan.train --resume {run.path}"
             )
             raise SystemExit(128 + stopped.signal)
-        trainer.draw_figures("final")
-        figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
-        evaluation = evaluate(config, trainer.generator, trainer.discriminator, trainer.step)
-        evaluation.write(run.path / "evaluation.json")
-        print(evaluation.table())
+        _finish(config, trainer, run)
         print(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
 
 
-def _folder(config: TrainConfig, resumed: Path | None) -> Path:
-    if resumed is None:
-        return run_directory.new_folder(config)
-    return resumed if resumed.is_dir() else resumed.parent.parent
+def _require_resumable(saved: Checkpoint, config: TrainConfig) -> None:
+    """Raise a UserError where ``saved`` cannot go on as ``config``, before the run's config.json is written anew."""
+    if saved.step >= config.iterations:
+        raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
+    networks = build(config.network_tables, config.spec, seed=0)
+    for name, module in zip(("generator", "discriminator"), networks, strict=True):
+        saved.require(name, module)
+
+
+def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:
+    """What a completed run leaves: final figures, the curves, the evaluation."""
+    trainer.draw_figures("final")
+    figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
+    evaluation = evaluate(config, trainer.generator, trainer.discriminator, trainer.step)
+    evaluation.write(run.path / "evaluation.json")
+    print(evaluation.table())
 
 
 def _describe(device: torch.device) -> str:

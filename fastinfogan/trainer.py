@@ -126,7 +126,7 @@ class Trainer:
                     saved = self.step
             if saved != self.step:
                 self.save()
-        return Stopped(self.step, caught[0] if caught else None)
+        return Stopped(self.step, caught[0] if caught and self.step < config.iterations else None)
 
     def _read_metrics(self) -> dict[str, float]:
         """Means since the last reading. Waits for the device."""

@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sample_latents",
-        "mask: rows past the end of a program"s share",
+        "mask: rows past the end of a program's share",
         "live_rows = tl.minimum(n_rows - start, ROWS)",
         "live_rows = tl.minimum(n_rows - start, ROWS) - 1",
     ),

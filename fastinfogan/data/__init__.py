@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastinfogan.data.batches import ResidentBatches, StreamBatches, open_batches
+from fastinfogan.data.batches import ResidentBatches, StreamBatches, open_batches, require_whole_batch
 from fastinfogan.data.files import open_celeba, open_folder, require_channels
 from fastinfogan.data.mnist import open_fashion, open_mnist
 from fastinfogan.data.split import Decoded, Encoded, Image, Rejected, Split
@@ -29,6 +29,7 @@ __all__ = [
     "StreamBatches",
     "open_batches",
     "open_split",
+    "require_whole_batch",
 ]
 
 

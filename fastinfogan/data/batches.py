@@ -36,11 +36,7 @@ class Order:
     _epochs: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"a batch of {self.batch * self.world:,} is larger than the set of {self.n:,} images: "
-                f"choose --batch {max(1, self.n // self.world)} or less"
-            )
+        require_whole_batch(self.n, self.batch, self.world)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,6 +50,15 @@ class Order:
             self._epochs = {epoch: epoch_order(self.n, seed=self.seed, epoch=epoch, device=self.device)}
         first = (within * self.world + self.rank) * self.batch
         return self._epochs[epoch][first : first + self.batch]
+
+
+def require_whole_batch(n: int, batch: int, world: int = 1) -> None:
+    """Raise a UserError unless ``n`` images fill the batches of ``world`` ranks at least once."""
+    if n < batch * world:
+        raise UserError(
+            f"a batch of {batch * world:,} is larger than the set of {n:,} images: "
+            f"choose --batch {max(1, n // world)} or less"
+        )
 
 
 class ResidentBatches:
@@ -181,7 +186,7 @@ def open_batches(
         placement == "auto" and len(split) * height * width * channels <= RESIDENT_SHARE * free_bytes(device)
     )
     if isinstance(split, Encoded):
-        Order(len(split), batch, seed, device, rank, world)  # a batch too large is told before the set is decoded
+        require_whole_batch(len(split), batch, world)  # before the set is decoded
         if not resident:
             return StreamBatches(
                 split,

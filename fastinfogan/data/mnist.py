@@ -84,13 +84,13 @@ def fetch(root: Path) -> Path:
                 if (digest := hashlib.md5(found[name]).hexdigest()) != MD5[name]:
                     raise SourceFailed(f"{name} has md5 {digest}, expected {MD5[name]}")
         except SourceFailed as failure:
-            failures.append(f"  {source}: {failure}")
+            failures.append(f"{source}: {failure}")
             continue
         _store(folder, {name: found[name] for name in needed})
         _say(f"{len(needed)} files from {source} verified and written to {folder}")
         return folder
     raise UserError(
-        "no source of MNIST answered:\n" + "\n".join(failures) + f"\nPut {', '.join(MD5)} (or their .gz) into "
+        f"no source of MNIST answered ({'; '.join(failures)}): put {', '.join(MD5)} (or their .gz) into "
         f"{folder.absolute()} by hand, and run this again"
     )
 

@@ -14,6 +14,8 @@ from fastinfogan.errors import UserError
 from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def image_batch(
     images_u8: torch.Tensor,
@@ -37,7 +39,8 @@ def image_batch(
             (``row_offset`` + row); None never mirrors.
 
     Raises:
-        UserError: a store that is not contiguous uint8 ``[n, h, w, c]``, or an index that is not int64 ``[batch]``.
+        UserError: a store that is not contiguous uint8 ``[n, h, w, c]``, an index that is not int64 ``[batch]``, or
+            an unsupported dtype.
     """
     if images_u8.dtype != torch.uint8 or images_u8.dim() != 4 or not images_u8.is_contiguous():
         raise UserError(
@@ -46,6 +49,8 @@ def image_batch(
         )
     if index.dtype != torch.int64 or index.dim() != 1:
         raise UserError(f"image_batch expected int64 indices [batch], got {index.dtype} {tuple(index.shape)}")
+    if dtype not in DTYPES:
+        raise UserError(f"images can be float32, bfloat16 or float16, not {dtype}")
     device = images_u8.device
     return torch.ops.fastinfogan.image_batch(
         images_u8,

@@ -6,14 +6,18 @@ second or two, and a disagreement costs speed instead of results.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from fastinfogan import __version__
 from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
-from fastinfogan.ops.backend import Backend, available
+from fastinfogan.ops.backend import VARIABLE, Backend, available
 from fastinfogan.ops.head_loss import head_loss
 from fastinfogan.ops.image_batch import image_batch
 from fastinfogan.ops.pack_codes import pack_codes
@@ -57,6 +61,33 @@ def check_ops(device: torch.device) -> list[Check]:
         for backend in available(device.type, native_on_cuda)
         if backend != "reference"
     ]
+
+
+def trust(device: torch.device) -> str | None:
+    """Check the fused ops the first time that they meet a kind of GPU; a sentence when they are not to be used.
+
+    On disagreement every op of this process runs its reference. What agreed is remembered per device name and
+    version in the user's cache folder; the CPU's backends are tested where the package is.
+    """
+    if device.type != "cuda":
+        return None
+    subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
+    if cache.exists() and subject in cache.read_text().splitlines():
+        return None
+    wrong = [check for check in check_ops(device) if not check.agrees]
+    if wrong:
+        os.environ[VARIABLE] = "reference"
+        names = ", ".join(f"{check.op} ({check.backend})" for check in wrong)
+        return (
+            f"WARNING: {names} disagree with the reference on this GPU, so all ops run in plain PyTorch, slower but "
+            f"right: please report what python -m fastinfogan.doctor prints"
+        )
+    with contextlib.suppress(OSError):  # then it is checked again next time
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with cache.open("a") as file:
+            file.write(subject + "\n")
+    return None
 
 
 Case = Callable[[Backend], Tensors]

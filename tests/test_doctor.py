@@ -1,0 +1,122 @@
+"""The self-check that a new device meets: it finds what is wrong, and a wrong kernel costs speed instead of results."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastinfogan import doctor
+from fastinfogan.ops import selfcheck
+from fastinfogan.ops.backend import VARIABLE, available
+from fastinfogan.ops.selfcheck import Check, check_ops, trust
+from tests.conftest import Command
+
+CPU = torch.device("cpu")
+
+
+def test_every_backend_of_every_op_agrees_here() -> None:
+    checks = check_ops(CPU)
+    assert all(check.agrees for check in checks), checks
+    assert {check.op for check in checks if check.backend == "native"} == (
+        {"sample_latents", "head_loss", "image_batch", "pack_codes"} if "native" in available("cpu") else set()
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda tensors: (tensors[0] + 1e-2, *tensors[1:]),
+        lambda tensors: (tensors[0] * float("nan"), *tensors[1:]),
+        lambda tensors: (tensors[0][:-1], *tensors[1:]),
+        lambda tensors: (tensors[0].double(), *tensors[1:]),
+    ],
+)
+def test_a_backend_that_is_slightly_wrong_does_not_agree(wrong) -> None:  # type: ignore[no-untyped-def]
+    right = (torch.rand(4, 4), torch.arange(4))
+    check = selfcheck._check("op", [lambda backend: right if backend == "reference" else wrong(right)], "native")
+    assert not check.agrees
+
+
+def test_an_integer_off_by_one_does_not_agree() -> None:
+    check = selfcheck._check("op", [lambda backend: (torch.arange(4) + (backend == "native"),)], "native")
+    assert not check.agrees
+
+
+def test_a_kernel_that_does_not_compile_is_a_finding_and_no_crash() -> None:
+    def case(backend: str) -> tuple[torch.Tensor, ...]:
+        if backend == "triton":
+            raise RuntimeError("no such architecture")
+        return (torch.zeros(1),)
+
+    check = selfcheck._check("op", [case], "triton")
+    assert not check.agrees and check.failure == "RuntimeError: no such architecture"
+
+
+class TestTrust:
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv(VARIABLE, "")
+
+    def test_a_disagreement_is_loud_and_switches_to_the_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(selfcheck, "check_ops", lambda _: [Check("head_loss", "triton", 3.0, 0.1)])
+        warning = trust(torch.device("cuda"))
+        assert warning is not None and "head_loss (triton)" in warning and "WARNING" in warning
+        assert os.environ[VARIABLE] == "reference"
+
+    def test_what_agreed_is_checked_once_per_device_and_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+
+        def check(_: torch.device) -> list[Check]:
+            asked.append("once")
+            return [Check("head_loss", "triton", 0.5, 0.1)]
+
+        monkeypatch.setattr(selfcheck, "check_ops", check)
+        assert trust(torch.device("cuda")) is None and trust(torch.device("cuda")) is None
+        assert asked == ["once"]
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Another GPU")
+        trust(torch.device("cuda"))
+        assert len(asked) == 2
+        assert os.environ[VARIABLE] == ""
+
+    def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(selfcheck, "check_ops", lambda _: pytest.fail("checked"))
+        assert trust(CPU) is None
+
+
+def test_the_command_prints_versions_backends_and_verdicts(command: Command) -> None:
+    outcome = command(doctor, "--device", "cpu")
+    assert outcome.code == 0
+    assert torch.__version__ in outcome.out and "C++ extension:" in outcome.out
+    for check in check_ops(CPU):
+        assert f"{check.op:<15}{check.backend:<8}agrees" in outcome.out
+
+
+def test_json_holds_the_same(command: Command) -> None:
+    found = json.loads(command(doctor, "--device", "cpu", "--json").out)
+    assert found["device"]["type"] == "cpu"
+    assert set(found["serving"].values()) <= set(available("cpu"))
+    assert all(check["agrees"] for check in found["checks"])
+
+
+def test_a_disagreement_is_an_error_that_names_the_remedy(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_ops", lambda _: [Check("head_loss", "native", 9.0, 0.1)])
+    outcome = command(doctor, "--device", "cpu")
+    assert outcome.code == 2
+    assert "DISAGREES" in outcome.out and "not in use" in outcome.out
+    assert "head_loss (native)" in outcome.err and f"{VARIABLE}=reference" in outcome.err
+
+
+def test_a_machine_without_fused_backends_is_told_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_ops", lambda _: [])
+    monkeypatch.setattr(doctor.native, "why_not", "the C++ extension is not built")
+    monkeypatch.setenv(VARIABLE, "reference")
+    out = command(doctor, "--device", "cpu").out
+    assert "every op uses the PyTorch reference" in out
+    assert "the C++ extension is not built" in out
+    assert f"{VARIABLE}=reference overrides" in out
