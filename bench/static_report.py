@@ -1,7 +1,7 @@
 """What the Triton kernels compile to, per preset, dtype and architecture: facts that need no GPU.
 
-Registers, spills, launches, instructions, the widest accesses and the bytes that must be moved at batch 128. Nothing
-here is a time: those are measured on a device or left empty.
+Registers, spills, launches, instructions, global accesses by width and the bytes that must be moved at batch 128.
+Nothing here is a time: those are measured on a device or left empty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH = 128
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = (
     "kernel", "preset", "dtype", "arch", "launches", "programs", "warps", "registers", "spilled_bytes", "shared_bytes",
-    "ptx_instructions", "sass_instructions", "load_bits", "store_bits", "bytes_floor", "why_not_128",
+    "ptx_instructions", "sass_instructions", "loads", "stores", "bytes_floor", "why_not_128",
 )  # fmt: skip
 
 
@@ -49,11 +49,17 @@ def rows() -> Iterator[dict[str, object]]:
                             "shared_bytes": launch.shared_bytes,
                             "ptx_instructions": launch.ptx_instructions,
                             "sass_instructions": launch.sass_instructions,
-                            "load_bits": max(launch.access_bits("ld")),
-                            "store_bits": one.store_bits,
+                            "loads": _by_width(launch.access_bits("ld")),
+                            "stores": _by_width(launch.access_bits("st")),
+                            "widest_store_the_layout_allows": one.store_bits,
                             "bytes_floor": one.bytes_floor,
                             "why_not_128": one.reason,
                         }
+
+
+def _by_width(accesses: dict[int, int]) -> str:
+    """``"32 bits x 13, 64 bits x 4"``: global accesses in the PTX, those of a branch not taken included."""
+    return ", ".join(f"{bits} bits x {count}" for bits, count in sorted(accesses.items()))
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from fastinfogan import ops
 from fastinfogan.codes import LatentSpec
 from fastinfogan.networks import Generator
-from fastinfogan.ops import pack_codes, sample_latents, unpack_codes
+from fastinfogan.ops import sample_latents, unpack_codes
 from fastinfogan.ops.philox import FIGURES
 
 ROWS = COLUMNS = 10
@@ -39,18 +40,13 @@ def traversal(
     Where a continuous code runs, the first categorical code differs from row to row, as in Figure 2 (c) and (d).
     """
     noise, categories, continuous = unpack_codes(spec, _latents(generator, spec, rows, seed))
-    number = code - len(spec.categorical)
-    values = list(CONTINUOUS_VALUES) if number >= 0 else list(range(spec.categorical[code]))
-    if number >= 0 and spec.categorical:
+    is_continuous = code >= len(spec.categorical)
+    if is_continuous and spec.categorical:
         categories[:, 0] = torch.arange(rows, device=categories.device) % spec.categorical[0]
-    noise, categories, continuous = (part.repeat_interleave(len(values), 0) for part in (noise, categories, continuous))
-    columns = torch.tensor(values, device=noise.device).repeat(rows)
-    if number >= 0:
-        continuous[:, number] = columns
-    else:
-        categories[:, code] = columns
-    labels = [f"{value:+.1f}" if number >= 0 else str(value) for value in values]
-    return generate(generator, pack_codes(spec, noise, categories, continuous)), labels
+    swept = list(CONTINUOUS_VALUES) if is_continuous else list(range(spec.categorical[code]))
+    values = torch.tensor(swept, device=noise.device)
+    z = ops.traversal(spec, noise, categories, continuous, code=code, values=values)
+    return generate(generator, z), [f"{value:+.1f}" if is_continuous else str(value) for value in swept]
 
 
 def traversal_figure(

@@ -114,7 +114,7 @@ def _sample_latents_kernel(
 
 
 # Settings. Four warps; 16 rows a program, or as many as keep its tiles within 512 Philox calls and 4,096 code columns:
-# four calls a lane hide the latency of the multiplications, and a batch of 128 still spreads over 8 multiprocessors.
+# up to four independent calls a lane, and a batch of 128 still spreads over 8 multiprocessors.
 _NUM_WARPS = 4
 _LANES = 512
 _ROWS = 16

@@ -18,7 +18,7 @@ from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.clustering import Clustering, clustering
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.networks import Discriminator, Generator
-from fastinfogan.ops import image_batch
+from fastinfogan.ops import image_batch, recognize
 
 INFORMATION_SAMPLES = 10_000
 CALIBRATION_IMAGES = 10_000
@@ -103,12 +103,10 @@ def predict(
     discriminator: Discriminator, spec: LatentSpec, split: Labelled, image_range: tuple[float, float]
 ) -> torch.Tensor:
     """The most likely value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
-    parts = []
-    for images in _batches(split, image_range, discriminator, len(split.pixels)):
-        recognition = discriminator.recognition(discriminator.features(images))
-        parts.append(
-            torch.stack([recognition[:, spec.logit_columns(i)].argmax(1) for i in range(len(spec.categorical))], 1)
-        )
+    batches = _batches(split, image_range, discriminator, len(split.pixels))
+    parts = [
+        recognize(spec, discriminator.recognition(discriminator.features(images))).categories for images in batches
+    ]
     return torch.cat(parts).cpu()
 
 

@@ -41,15 +41,24 @@ def available(device_type: str, native_on_cuda: bool = False) -> tuple[Backend, 
 
 # For torch.compile the choice is made once, while it traces.
 @torch.compiler.assume_constant_result
-def choose(requested: str | None, device_type: str, native_on_cuda: bool = False, fused: bool = True) -> Backend:
+def choose(
+    requested: str | None,
+    device_type: str,
+    native_on_cuda: bool = False,
+    fused: bool = True,
+    triton: bool = True,
+) -> Backend:
     """The backend to run on a kind of device: ``requested``, else ``$FASTINFOGAN_BACKEND``, else the fastest.
 
     ``fused``: whether the arguments are such as the fused kernels take; float64 is for the reference alone.
+    ``triton``: whether the op has a Triton kernel; those that no training step needs have none.
 
     Raises:
         UserError: an unknown name, or a backend that cannot run this here.
     """
     candidates = available(device_type, native_on_cuda) if fused else ("reference",)
+    if not triton:
+        candidates = tuple(backend for backend in candidates if backend != "triton")
     wanted = requested or os.environ.get(VARIABLE)
     if not wanted:
         return candidates[0]

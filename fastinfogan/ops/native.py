@@ -284,13 +284,10 @@ def _pack(
     return z
 
 
-def unpack_codes(
-    z: torch.Tensor, noise: int, categorical: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(noise, categories, continuous)`` of packed ``z``, as :func:`fastinfogan.ops.unpack_codes` has them."""
+def unpack_codes(z: torch.Tensor, noise: int, categorical: Sequence[int]) -> torch.Tensor:
+    """The categories of packed ``z``, as the reference in :mod:`fastinfogan.ops.pack_codes`; CPU, and CUDA."""
     categorical = tuple(categorical)
-    first_continuous = noise + sum(categorical)
-    layout = _layout(categorical, (False,) * (z.shape[1] - first_continuous), noise)
+    layout = _layout(categorical, (False,) * (z.shape[1] - noise - sum(categorical)), noise)
     categories = torch.empty((z.shape[0], len(categorical)), dtype=torch.int64, device=z.device)
     packed, stride = _rows(z)
     _C.unpack_codes(
@@ -303,7 +300,7 @@ def unpack_codes(
         torch.get_num_threads(),
         *_queue(z),
     )
-    return z[:, :noise], categories, z[:, first_continuous:]
+    return categories
 
 
 def recognize(

@@ -13,6 +13,7 @@ import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
+from fastinfogan.ops import native
 from fastinfogan.ops.backend import Backend, choose, implementation
 
 
@@ -43,7 +44,7 @@ def pack_codes(
         if tensor.shape != shape:
             raise UserError(f"pack_codes expected {name} of shape {shape}, got {tuple(tensor.shape)}")
     check_categories(spec, categories)
-    fused = torch.float64 not in (noise.dtype, continuous.dtype, dtype)
+    fused = {noise.dtype, continuous.dtype, dtype} <= set(native.DTYPES)
     return torch.ops.fastinfogan.pack_codes(
         noise,
         categories,
@@ -66,19 +67,21 @@ def check_categories(spec: LatentSpec, categories: torch.Tensor) -> None:
         )
 
 
-def unpack_codes(spec: LatentSpec, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def unpack_codes(
+    spec: LatentSpec, z: torch.Tensor, *, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The inverse of :func:`pack_codes`: ``(noise, categories int64, continuous)`` of ``z`` ``[n, spec.dim]``.
 
-    A category is the largest of its columns, the lowest of equals.
+    A category is the largest of its columns, the lowest of equals; noise and continuous are views of ``z``.
 
     Raises:
-        UserError: ``z`` has another number of columns than ``spec``.
+        UserError: ``z`` has another number of columns than ``spec``, or an unknown backend.
     """
     if z.dim() != 2 or z.shape[1] != spec.dim:
         raise UserError(f"unpack_codes expected z of shape (n, {spec.dim}), got {tuple(z.shape)}")
-    categories = [z[:, spec.one_hot_columns(i)].argmax(1) for i in range(len(spec.categorical))]
-    stacked = torch.stack(categories, 1) if categories else z.new_empty((len(z), 0), dtype=torch.int64)
-    return z[:, : spec.noise], stacked, z[:, spec.continuous_columns]
+    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in native.DTYPES, triton=False)
+    categories = torch.ops.fastinfogan.unpack_codes(z, spec.noise, spec.categorical, chosen)
+    return z[:, : spec.noise], categories, z[:, spec.continuous_columns]
 
 
 def _reference(
@@ -127,3 +130,20 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 _pack_codes.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _unpack_reference(z: torch.Tensor, noise: int, categorical: Sequence[int]) -> torch.Tensor:
+    one_hots = z[:, noise : noise + sum(categorical)].split(list(categorical), dim=1) if categorical else ()
+    categories = [one_hot.argmax(1) for one_hot in one_hots]
+    return torch.stack(categories, 1) if categories else z.new_empty((len(z), 0), dtype=torch.int64)
+
+
+@torch.library.custom_op("fastinfogan::unpack_codes", mutates_args=())
+def _unpack_codes(z: torch.Tensor, noise: int, categorical: Sequence[int], backend: str) -> torch.Tensor:
+    run = implementation("unpack_codes", cast(Backend, backend), _unpack_reference)
+    return cast(torch.Tensor, run(z, noise, categorical))
+
+
+@_unpack_codes.register_fake
+def _(z, noise, categorical, backend):  # type: ignore[no-untyped-def]
+    return z.new_empty((z.shape[0], len(categorical)), dtype=torch.int64)

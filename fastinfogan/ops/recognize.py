@@ -8,14 +8,14 @@ Source: Chen et al. 2016, section 6 (softmax for categorical, factored Gaussian 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
-from fastinfogan.ops.backend import choose
+from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.head_loss import LOG_STD_MIN
 
 
@@ -45,7 +45,7 @@ def recognize(spec: LatentSpec, recognition: torch.Tensor, *, backend: str | Non
         raise UserError(f"recognize expected Q's output of shape (n, {spec.head_dim}), got {tuple(recognition.shape)}")
     if recognition.dtype not in native.DTYPES:
         raise UserError(f"recognize expected float32, bfloat16 or float16, got {recognition.dtype}")
-    chosen = choose(backend, recognition.device.type, native_on_cuda=True)
+    chosen = choose(backend, recognition.device.type, native_on_cuda=True, triton=False)
     return Recognition(*torch.ops.fastinfogan.recognize(recognition, spec.categorical, chosen))
 
 
@@ -68,8 +68,8 @@ def _reference(
 def _recognize(
     recognition: torch.Tensor, categorical: Sequence[int], backend: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    # There is no Triton kernel: no training step needs this op, and where Triton serves the others the reference does.
-    return (native.recognize if backend == "native" else _reference)(recognition, categorical)
+    run = implementation("recognize", cast(Backend, backend), _reference)
+    return run(recognition, categorical)
 
 
 @_recognize.register_fake

@@ -6,13 +6,14 @@ The grid is built directly in the generator's packed form: repeating noise and c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
-from fastinfogan.ops.backend import choose
+from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.pack_codes import _reference as _pack_reference
 from fastinfogan.ops.pack_codes import check_categories
 
@@ -61,7 +62,7 @@ def traversal(
         wrong = (~((values >= 0) & (values < k))).nonzero()  # NaN is wrong too
         if len(wrong):
             raise UserError(f"{spec.names[code]} has values 0 to {k - 1}, got {values[wrong[0, 0]].item():g}")
-    chosen = choose(backend, noise.device.type, native_on_cuda=True)
+    chosen = choose(backend, noise.device.type, native_on_cuda=True, triton=False)
     return torch.ops.fastinfogan.traversal(noise, categories, continuous, code, values, spec.categorical, dtype, chosen)
 
 
@@ -97,9 +98,8 @@ def _traversal(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    # There is no Triton kernel: no training step needs this op, and where Triton serves the others the reference does.
-    implementation = native.traversal if backend == "native" else _reference
-    return implementation(noise, categories, continuous, code, values, categorical, dtype)
+    run = implementation("traversal", cast(Backend, backend), _reference)
+    return run(noise, categories, continuous, code, values, categorical, dtype)
 
 
 @_traversal.register_fake
