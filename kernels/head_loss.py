@@ -278,8 +278,8 @@ def _head_loss_kernel(
 # Settings. Eight warps hold a tile of 2,048 logits, 8 a lane; 16 a lane spill. Left alone the compiler stops at 80
 # registers and spills one of them; with a limit of 168 it takes 76 to 115 where codes have equal K, up to 155 where
 # they have not, and spills none. Two tiles or fewer are one program: to combine programs takes an atomic and a second
-# trip to L2, reckoned (not measured) to be about the time of a tile. More tiles are spread over up to 256
-# programs, two for each multiprocessor of an H100; beyond that one takes several. Without categorical codes a row is a few
+# trip to L2, reckoned (not measured) to be about the time of a tile. More tiles are spread over up to 256 programs,
+# two for each multiprocessor of an H100; beyond that one takes several. Without categorical codes a row is a few
 # operations and four warps are enough: 512 continuous values a tile, or 1,024 logits, 8 a lane, which makes 128-bit
 # accesses.
 _NUM_WARPS = 8
