@@ -7,13 +7,16 @@ EXTENSION_SOURCES := setup.py $(wildcard csrc/*)
 TRAIN_FLAGS ?=
 TEST_FLAGS ?=
 
-.PHONY: train test lint coverage clean
+.PHONY: train test test-all lint coverage sanitize mutations clean
 
 train: $(VENV)/installed  ## fetch MNIST and train the quick start on it; TRAIN_FLAGS="--iterations 5000" changes it
 	$(RUN) -m fastinfogan.train --dataset mnist --amp $(TRAIN_FLAGS)
 
 test: $(VENV)/installed-test  ## the whole test suite
 	$(RUN) -m pytest $(TEST_FLAGS)
+
+test-all: $(VENV)/installed-test  ## with the long proofs that `make test` leaves out
+	$(RUN) -m pytest -m 'slow or not slow' $(TEST_FLAGS)
 
 lint: $(VENV)/installed-test  ## formatting, ruff's rules, types
 	$(RUN) -m ruff format --check .
@@ -22,6 +25,18 @@ lint: $(VENV)/installed-test  ## formatting, ruff's rules, types
 
 coverage: $(VENV)/installed-test  ## line coverage of fastinfogan/, at least 90 %
 	$(RUN) -m pytest --cov --cov-report=term-missing --cov-fail-under=90
+
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer, in a copy, so that the built one stays as it is.
+sanitize: $(VENV)/installed-test  ## the extension's tests under ASan and UBSan
+	rm -rf build/sanitize && mkdir -p build/sanitize && git ls-files -z | xargs -0 cp --parents -t build/sanitize
+	cd build/sanitize && FASTINFOGAN_SANITIZE=1 $(abspath $(RUN)) setup.py -q build_ext --inplace
+	cd build/sanitize && \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
+	$(abspath $(RUN)) -m pytest tests/test_native.py -p no:cacheprovider
+
+mutations: $(VENV)/installed-test  ## break every kernel in five ways and show which test sees it
+	$(RUN) -m tests.mutations
 
 clean:  ## remove what the targets made, but for data and runs
 	rm -rf $(VENV) build *.egg-info fastinfogan/_C*.so

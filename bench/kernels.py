@@ -38,6 +38,8 @@ class Options:
     """Turns that each backend takes; a turn is long enough to be timed well."""
     quick: bool = False
     """Batch 128 of the MNIST codes and five turns: to see that it runs, not to quote."""
+    static: bool = False
+    """Instead, what the GPU kernels compile to: registers, spills, launches, widths, bytes; needs no GPU."""
     out: Path = RESULTS / "kernels.csv"
     """The CSV to write."""
 
@@ -126,6 +128,11 @@ def repeated(run: Run, times: int) -> Run:
 def main() -> None:
     """Print one row per op, codes, batch and backend, and write them as CSV."""
     options = tyro.cli(Options, prog="python -m bench kernels", description=__doc__)
+    if options.static:
+        from bench import static_report  # it needs triton and the test support
+
+        static_report.main()
+        return
     device = choose_device(options.device)
     machine = machine_columns(device, "triton")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))

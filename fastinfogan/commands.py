@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ def run_command(main: Callable[[], None]) -> None:
     if "--version" in sys.argv[1:]:
         print(f"fastinfogan {__version__}, torch {torch.__version__}")
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log is read while the run goes on
     try:
         main()
     except UserError as error:

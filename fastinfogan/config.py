@@ -66,7 +66,7 @@ class TrainConfig:
     consistency: float = 0.0
     """Not the paper's: weight of KL(Q(c|x) || Q(c|warped x)) on real images: categories survive small warps."""
 
-    iterations: int = 1800
+    iterations: int = 2000
     """Iterations; each updates D, Q and G once on one batch."""
     batch: int = 128
     """Images per iteration."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.errors import UserError
-from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
+from fastinfogan.ops import image_batch, pack_codes, sample_latents, unpack_codes
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 from tests.strategies import specs
 
@@ -116,38 +116,3 @@ def test_mirroring_does_not_depend_on_the_split_over_ranks() -> None:
 def test_what_is_no_store_or_no_index_is_refused(store: torch.Tensor, index: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         image_batch(store, index, low=0.0, high=1.0)
-
-
-def test_every_op_passes_opcheck() -> None:
-    zero = torch.tensor(0)
-    ops = torch.ops.fastinfogan
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(
-            ops.sample_latents, (zero, zero, 4, 3, True, [4, 2], [False, True], 0, 0, dtype, "reference")
-        )
-        store = torch.zeros(3, 4, 4, 1, dtype=torch.uint8)
-        torch.library.opcheck(ops.image_batch, (store, torch.arange(2), 0.0, 1.0, zero, zero, 0, dtype, "reference"))
-    noise, continuous = (torch.randn(2, n, requires_grad=True) for n in (3, 2))
-    categories = torch.zeros(2, 2, dtype=torch.int64)
-    torch.library.opcheck(ops.pack_codes, (noise, categories, continuous, [4, 2], torch.float32, "reference"))
-
-
-def test_a_function_of_all_ops_traces_as_one_graph() -> None:
-    store = torch.randint(0, 256, (8, 4, 4, 1), dtype=torch.uint8)
-
-    def step(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        latents = sample_latents(SPEC, 8, seed=seed, step=step)
-        images = image_batch(store, index, low=0.0, high=1.0, flip_seed=seed, step=step)
-        loss = head_loss(
-            SPEC,
-            images.mean((1, 2, 3)) * latents.z.sum(1),
-            real_logits=scores[:, 0],
-            recognition=scores,
-            categories=latents.categories,
-            continuous=latents.continuous,
-        )
-        return loss.loss + loss.information.sum()
-
-    arguments = (torch.arange(8), torch.tensor(1), torch.tensor(2), torch.randn(8, SPEC.head_dim))
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments), step(*arguments))

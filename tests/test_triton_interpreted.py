@@ -19,7 +19,7 @@ PROPERTIES = Path(__file__).parent / "interpreted"
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("subject", ["head_loss", "sample_latents", "image_batch", "pack_codes"])
+@pytest.mark.parametrize("subject", ["head_loss", "sample_latents", "image_batch", "pack_codes", "unpack_codes"])
 def test_interpreted_kernel_agrees_with_the_reference(subject: str) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(PROPERTIES / f"{subject}_properties.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -23,6 +23,7 @@ from fastinfogan.kernels.head_loss import head_loss
 from fastinfogan.kernels.image_batch import image_batch
 from fastinfogan.kernels.pack_codes import pack_codes
 from fastinfogan.kernels.sample_latents import sample_latents
+from fastinfogan.kernels.unpack_codes import unpack_codes
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -152,7 +153,15 @@ PRESETS = {
     "faces": (LatentSpec(128, (Uniform(5),)), (32, 32, 1)),
     "chairs": (LatentSpec(128, (Categorical(20),) * 3 + (Uniform(1),)), (64, 64, 1)),
 }
-KERNELS = ("head_loss D", "head_loss G", "sample_latents", "image_batch", "image_batch mirrored", "pack_codes")
+KERNELS = (
+    "head_loss D",
+    "head_loss G",
+    "sample_latents",
+    "image_batch",
+    "image_batch mirrored",
+    "pack_codes",
+    "unpack_codes",
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,14 @@ def case(kernel: str, preset: str, dtype: torch.dtype, batch: int) -> Case:
             lambda: image_batch(images, index, -1.0, 1.0, flip_seed, seed, 0, dtype),
             values * (1 + size) + _bytes(index),
             128,
+        )
+    if kernel == "unpack_codes":
+        z = torch.zeros(batch, spec.dim, dtype=dtype)
+        return Case(
+            lambda: unpack_codes(z, spec.noise, spec.categorical),
+            batch * sum(spec.categorical) * size + _bytes(categories),
+            64,
+            "one index a row and code",
         )
     noise = torch.zeros(batch, spec.noise)
     return Case(

@@ -56,7 +56,12 @@ def pack_codes(
 
 
 def check_categories(spec: LatentSpec, categories: torch.Tensor) -> None:
-    """Raise a UserError that names the first row whose category is outside 0 .. K-1. Waits for the device."""
+    """Raise a UserError that names the first row whose category is outside 0 .. K-1.
+
+    Waits for the device, so a traced function, which cannot, is not checked.
+    """
+    if torch.compiler.is_compiling():
+        return
     sizes = torch.tensor(spec.categorical, dtype=categories.dtype, device=categories.device)
     wrong = ((categories < 0) | (categories >= sizes)).nonzero()
     if len(wrong):
@@ -79,7 +84,7 @@ def unpack_codes(
     """
     if z.dim() != 2 or z.shape[1] != spec.dim:
         raise UserError(f"unpack_codes expected z of shape (n, {spec.dim}), got {tuple(z.shape)}")
-    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in native.DTYPES, triton=False)
+    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in native.DTYPES)
     categories = torch.ops.fastinfogan.unpack_codes(z, spec.noise, spec.categorical, chosen)
     return z[:, : spec.noise], categories, z[:, spec.continuous_columns]
 

@@ -20,7 +20,7 @@ from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.ops.backend import VARIABLE, Backend, available
 from fastinfogan.ops.head_loss import head_loss
 from fastinfogan.ops.image_batch import image_batch
-from fastinfogan.ops.pack_codes import pack_codes
+from fastinfogan.ops.pack_codes import pack_codes, unpack_codes
 from fastinfogan.ops.sample_latents import sample_latents
 
 SPECS = (
@@ -191,9 +191,18 @@ def _pack_cases(device: torch.device) -> list[Case]:
     return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
 
 
+def _unpack_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype) -> Case:
+        z = sample_latents(spec, batch, seed=1, step=0, device=device, dtype=dtype, backend="reference").z
+        return lambda backend: unpack_codes(spec, z, backend=backend)
+
+    return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
+
+
 _OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool]] = {
     "sample_latents": (_sample_cases, False),
     "head_loss": (_loss_cases, False),
     "image_batch": (_image_cases, False),
     "pack_codes": (_pack_cases, True),
+    "unpack_codes": (_unpack_cases, True),
 }

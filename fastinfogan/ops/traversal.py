@@ -57,7 +57,7 @@ def traversal(
     if dtype not in native.DTYPES:
         raise UserError(f"latents can be float32, bfloat16 or float16, not {dtype}")
     check_categories(spec, categories)
-    if code < n_categorical:
+    if code < n_categorical and not torch.compiler.is_compiling():
         k = spec.categorical[code]
         wrong = (~((values >= 0) & (values < k))).nonzero()  # NaN is wrong too
         if len(wrong):

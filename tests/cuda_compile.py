@@ -1,0 +1,62 @@
+"""Compile the CUDA kernels of ``csrc/`` for GPUs that are not there and read what ptxas made of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = sorted((Path(__file__).parent.parent / "csrc").glob("*.cu"))
+NVCC = shutil.which("nvcc")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instantiation: its demangled name and what one thread of it takes."""
+
+    name: str
+    architecture: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def kernels_of(source: Path, capability: int) -> list[Kernel]:
+    """Every kernel that ``source`` instantiates, compiled for ``sm_<capability>`` with the flags of setup.py."""
+    assert NVCC is not None
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        flags = ["-std=c++17", "-O3", "-cubin", f"-arch=sm_{capability}"]
+        subprocess.run([NVCC, *flags, str(source), "-o", str(cubin)], check=True, capture_output=True)
+        listing = _cuobjdump("--dump-resource-usage", str(cubin))
+    found = []
+    for mangled, usage in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", listing):
+        counts = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+        found.append(
+            Kernel(
+                _demangled(mangled),
+                f"sm_{capability}",
+                counts["REG"],
+                counts["STACK"] + counts["LOCAL"],
+                counts["SHARED"],
+            )
+        )
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def _cuobjdump(*arguments: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _demangled(name: str) -> str:
+    filt = shutil.which("c++filt")
+    if filt is None:
+        return name
+    full = subprocess.run([filt, name], check=True, capture_output=True, text=True).stdout.strip()
+    return re.sub(r"\(anonymous namespace\)::|^void |fastinfogan::|fig::", "", full).split("(")[0]
