@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -34,21 +35,31 @@ HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 LOG_STD_MIN = -HALF_LOG_2PI
 
 
-class HeadLoss(NamedTuple):
-    """What :func:`head_loss` returns; everything but ``loss`` is without autograd history.
+@dataclass(frozen=True)
+class HeadLoss:
+    """What :func:`head_loss` returns. What an iteration does not ask for is not even sliced.
 
-    loss: scalar, what the phase minimises; differentiable.
-    terms: ``[2 + n_codes]``: the real term, the fake term, then -E[log Q] of each code in nats, unweighted.
-    information: ``[n_codes]``: H(c) + E[log Q(c|x)] of each code in nats, a lower bound of I(c; x).
     statistics: ``[3 + 2 * n_codes]``: loss, terms and information in one tensor, for accumulation in one addition.
     gradients: of ``loss_scale * loss`` with respect to real_logits, fake_logits and recognition; empty where absent.
     """
 
-    loss: torch.Tensor
-    terms: torch.Tensor
-    information: torch.Tensor
     statistics: torch.Tensor
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Scalar, what the phase minimises; differentiable."""
+        return self.statistics[0]
+
+    @property
+    def terms(self) -> torch.Tensor:
+        """``[2 + n_codes]``: the real term, the fake term, then -E[log Q] of each code in nats, unweighted."""
+        return self.statistics.detach()[1 : 3 + (len(self.statistics) - 3) // 2]
+
+    @property
+    def information(self) -> torch.Tensor:
+        """``[n_codes]``: H(c) + E[log Q(c|x)] of each code in nats, a lower bound of I(c; x)."""
+        return self.statistics.detach()[3 + (len(self.statistics) - 3) // 2 :]
 
 
 def head_loss(
@@ -87,7 +98,7 @@ def head_loss(
     _check(spec, fake_logits, real_logits, recognition, categories, continuous, code_weights)
     # fp64 is for gradcheck: the fused kernels compute in fp32.
     in_float64 = torch.float64 in {t.dtype for t in (fake_logits, real_logits, recognition) if t is not None}
-    statistics, *gradients = torch.ops.fastinfogan.head_loss(
+    statistics, *gradients = _head_loss(
         fake_logits,
         real_logits,
         recognition,
@@ -101,15 +112,7 @@ def head_loss(
         fixed_std,
         choose(backend, fake_logits.device.type, fused=not in_float64),
     )
-    detached = statistics.detach()
-    n_terms = 2 + (len(spec.names) if recognition is not None else 0)
-    return HeadLoss(
-        loss=statistics[0],
-        terms=detached[1 : 1 + n_terms],
-        information=detached[1 + n_terms :],
-        statistics=detached,
-        gradients=(gradients[0], gradients[1], gradients[2]),
-    )
+    return HeadLoss(statistics, (gradients[0], gradients[1], gradients[2]))
 
 
 def _check(
@@ -233,7 +236,7 @@ def _reference(
     )
 
 
-@torch.library.custom_op("fastinfogan::head_loss", mutates_args=())
+@register_op
 def _head_loss(
     fake_logits: torch.Tensor,
     real_logits: torch.Tensor | None,
@@ -264,7 +267,7 @@ def _head_loss(
     )
 
 
-@_head_loss.register_fake
+@torch.library.register_fake("fastinfogan::head_loss")
 def _(fake_logits, real_logits, recognition, *rest):  # type: ignore[no-untyped-def]
     entropies = rest[5]
     work = torch.float64 if fake_logits.dtype == torch.float64 else torch.float32
@@ -298,4 +301,4 @@ def _backward(ctx, grad_statistics, *_):  # type: ignore[no-untyped-def]
     )
 
 
-_head_loss.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("fastinfogan::head_loss", _backward, setup_context=_setup_context)

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +52,7 @@ def image_batch(
     if dtype not in DTYPES:
         raise UserError(f"images can be float32, bfloat16 or float16, not {dtype}")
     device = images_u8.device
-    return torch.ops.fastinfogan.image_batch(
+    return _image_batch(
         images_u8,
         index,
         low,
@@ -84,7 +84,7 @@ def _reference(
     return (images.float() * ((high - low) / 255.0) + low).to(dtype).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("fastinfogan::image_batch", mutates_args=())
+@register_op
 def _image_batch(
     images_u8: torch.Tensor,
     index: torch.Tensor,
@@ -100,7 +100,7 @@ def _image_batch(
     return run(images_u8, index, low, high, flip_seed, step, row_offset, dtype)
 
 
-@_image_batch.register_fake
+@torch.library.register_fake("fastinfogan::image_batch")
 def _(images_u8, index, low, high, flip_seed, step, row_offset, dtype, backend):  # type: ignore[no-untyped-def]
     _, height, width, channels = images_u8.shape
     return images_u8.new_empty((len(index), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)

@@ -14,7 +14,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 
 
 def pack_codes(
@@ -43,16 +43,15 @@ def pack_codes(
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise UserError(f"pack_codes expected {name} of shape {shape}, got {tuple(tensor.shape)}")
-    check_categories(spec, categories)
     fused = {noise.dtype, continuous.dtype, dtype} <= set(native.DTYPES)
-    return torch.ops.fastinfogan.pack_codes(
-        noise,
-        categories,
-        continuous,
-        spec.categorical,
-        dtype,
-        choose(backend, noise.device.type, native_on_cuda=True, fused=fused),
-    )
+    chosen = choose(backend, noise.device.type, native_on_cuda=True, fused=fused)
+    if chosen != "native" or noise.is_cuda:
+        check_categories(spec, categories)
+    try:
+        return cast(torch.Tensor, _pack_codes(noise, categories, continuous, spec.categorical, dtype, chosen))
+    except IndexError:  # the extension finds a category out of range while it packs
+        check_categories(spec, categories)
+        raise
 
 
 def check_categories(spec: LatentSpec, categories: torch.Tensor) -> None:
@@ -100,7 +99,7 @@ def _reference(
     return torch.cat([noise.to(dtype), *one_hots, continuous.to(dtype)], dim=1)
 
 
-@torch.library.custom_op("fastinfogan::pack_codes", mutates_args=())
+@register_op
 def _pack_codes(
     noise: torch.Tensor,
     categories: torch.Tensor,
@@ -113,7 +112,7 @@ def _pack_codes(
     return run(noise, categories, continuous, categorical, dtype)
 
 
-@_pack_codes.register_fake
+@torch.library.register_fake("fastinfogan::pack_codes")
 def _(noise, categories, continuous, categorical, dtype, backend):  # type: ignore[no-untyped-def]
     return noise.new_empty((noise.shape[0], noise.shape[1] + sum(categorical) + continuous.shape[1]), dtype=dtype)
 
@@ -134,7 +133,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     )
 
 
-_pack_codes.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("fastinfogan::pack_codes", _backward, setup_context=_setup_context)
 
 
 def _unpack_reference(z: torch.Tensor, noise: int, categorical: Sequence[int]) -> torch.Tensor:

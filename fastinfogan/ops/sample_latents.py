@@ -15,7 +15,7 @@ import torch
 
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 from fastinfogan.ops.philox import LATENTS, as_word64, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +59,7 @@ def sample_latents(
     if not 0 <= stream <= 255:
         raise UserError(f"stream must be 0 to 255, got {stream}")
     return Latents(
-        *torch.ops.fastinfogan.sample_latents(
+        *_sample_latents(
             as_word64(seed, device),
             as_word64(step, device),
             batch,
@@ -119,7 +119,7 @@ def _reference(
     return torch.cat([noise_values, *one_hots, continuous], dim=1), categories, continuous.float()
 
 
-@torch.library.custom_op("fastinfogan::sample_latents", mutates_args=())
+@register_op
 def _sample_latents(
     seed: torch.Tensor,
     step: torch.Tensor,
@@ -137,7 +137,7 @@ def _sample_latents(
     return run(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype)
 
 
-@_sample_latents.register_fake
+@torch.library.register_fake("fastinfogan::sample_latents")
 def _(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype, backend):  # type: ignore[no-untyped-def]
     dim = noise + sum(categorical) + len(continuous_normal)
     return (
