@@ -106,6 +106,7 @@ def cases(spec: LatentSpec, image: tuple[int, int, int], batch: int, device: tor
 def contestants(case: Case, device: torch.device) -> dict[str, Run]:
     """Name -> one call: every fused backend through the public op, the reference function bare, eager and compiled."""
     reference = import_module(f"fastinfogan.ops.{case.op}")._reference
+    torch.compiler.reset()  # or the ninth case would meet the limit of recompilations and run eagerly
     compiled = torch.compile(reference, dynamic=False)
     runs: dict[str, Run] = {
         backend: lambda backend=backend: case.call(backend)  # type: ignore[misc]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, implementation, register_op
+from fastinfogan.ops.backend import Backend, below_autograd, choose, implementation, register_op
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -96,22 +96,24 @@ def head_loss(
         UserError: shapes, dtypes or devices that do not fit together, or an unknown backend.
     """
     _check(spec, fake_logits, real_logits, recognition, categories, continuous, code_weights)
+    outputs = [logits for logits in (fake_logits, real_logits, recognition) if logits is not None]
     # fp64 is for gradcheck: the fused kernels compute in fp32.
-    in_float64 = torch.float64 in {t.dtype for t in (fake_logits, real_logits, recognition) if t is not None}
-    statistics, *gradients = _head_loss(
-        fake_logits,
-        real_logits,
-        recognition,
-        categories,
-        continuous,
-        code_weights,
-        loss_scale,
-        spec.categorical,
-        spec.entropies,
-        saturating,
-        fixed_std,
-        choose(backend, fake_logits.device.type, fused=not in_float64),
-    )
+    in_float64 = any(logits.dtype == torch.float64 for logits in outputs)
+    with below_autograd(any(logits.requires_grad for logits in outputs)):
+        statistics, *gradients = _head_loss(
+            fake_logits,
+            real_logits,
+            recognition,
+            categories,
+            continuous,
+            code_weights,
+            loss_scale,
+            spec.categorical,
+            spec.entropies,
+            saturating,
+            fixed_std,
+            choose(backend, fake_logits.device.type, fused=not in_float64),
+        )
     return HeadLoss(statistics, (gradients[0], gradients[1], gradients[2]))
 
 
