@@ -170,6 +170,36 @@ MUTATIONS = (
         "continuous_ptr + source_row * continuous_row_stride",
         "continuous_ptr + 0 * source_row * continuous_row_stride",
     ),
+    Mutation(
+        "unpack_codes",
+        "sign: what stands past the columns",
+        'other=-float("inf")',
+        'other=float("inf")',
+    ),
+    Mutation(
+        "unpack_codes",
+        "column: one-hots",
+        "(NOISE + STARTS[code])",
+        "(NOISE + STARTS[code] + 1)",
+    ),
+    Mutation(
+        "unpack_codes",
+        "weight: codes not told apart in the output",
+        "row * N_CATEGORICAL + code",
+        "row * N_CATEGORICAL + 0",
+    ),
+    Mutation(
+        "unpack_codes",
+        "mask: last column",
+        "k[None, :] < CATEGORICAL[code]",
+        "k[None, :] < CATEGORICAL[code] - 1",
+    ),
+    Mutation(
+        "unpack_codes",
+        "mean: index off by one",
+        "category.to(tl.int64)",
+        "(category + 1).to(tl.int64)",
+    ),
 )
 
 
