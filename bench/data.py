@@ -20,7 +20,7 @@ import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from bench.measure import RESULTS, in_turns, machine_columns, quantiles, write_csv
+from bench.measure import RESULTS, in_turns, machine_columns, quantiles, significant, write_csv
 from fastinfogan.data import Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.files import open_celeba
@@ -80,14 +80,17 @@ def main(options: Options | None = None) -> None:
         delivered = {name: len(encoded) if name == "dali-store" else whole_batches for name in turns}
         seconds = in_turns(turns, rounds, torch.device(options.device))
     rows = [
-        {"provider": name, "metric": "throughput", "unit": "images/s", **quantiles(delivered[name] / values), **machine}
+        {"provider": name, "metric": "throughput", "unit": "images/s", **quantiles(delivered[name] / values)}
         for name, values in seconds.items()
     ]
     for row in rows:
         print(
             f"{row['provider']:<16} {row['median']:>10.0f} images/s  (20 %: {row['p20']:.0f}, 80 %: {row['p80']:.0f})"
         )
-    write_csv(options.out, rows)
+    write_csv(
+        options.out,
+        [{k: significant(v) if isinstance(v, float) else v for k, v in row.items()} | machine for row in rows],
+    )
 
 
 def providers(encoded: Encoded, batch: int, device: torch.device) -> Iterator[tuple[str, Callable[[], int]]]:

@@ -24,6 +24,7 @@ from fastinfogan.kernels.image_batch import image_batch
 from fastinfogan.kernels.pack_codes import pack_codes
 from fastinfogan.kernels.sample_latents import sample_latents
 from fastinfogan.kernels.unpack_codes import unpack_codes
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -36,7 +37,12 @@ _WARP_SIZE = 32
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch as it was compiled: its grid, PTX and cubin, and what they say."""
+    """One kernel launch as it was compiled: its grid, PTX and cubin, and what they say.
+
+    arguments: (Triton's type, value) in the order of the PTX's parameters; a pointer's value is its tensor. What was
+    specialised away is not among them, nor are the two scratch pointers that end the parameters.
+    outputs: storages (by data pointer) that the launcher made without filling them.
+    """
 
     kernel: str
     capability: int
@@ -45,6 +51,8 @@ class Launch:
     cubin: bytes
     warps: int
     shared_bytes: int
+    arguments: tuple[tuple[str, Any], ...] = ()
+    outputs: frozenset[int] = frozenset()
 
     @cached_property
     def _resources(self) -> dict[str, int]:
@@ -101,13 +109,30 @@ class _AbsentGPU:
         return torch.device("cpu")
 
 
+class _Unfilled(TorchDispatchMode):
+    """Notes the storages that are allocated and not filled: where a kernel's results go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.new_empty, torch.ops.aten.empty):
+            self.storages.add(result.untyped_storage().data_ptr())
+        return result
+
+
 @contextmanager
 def _compiling_for(capability: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     run = JITFunction.run
+    unfilled = _Unfilled()
 
     def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        named = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        signature = kernel.src.signature
         launches.append(
             Launch(
                 kernel=self.__name__.strip("_"),
@@ -117,6 +142,8 @@ def _compiling_for(capability: int) -> Iterator[list[Launch]]:
                 cubin=kernel.asm["cubin"],
                 warps=kernel.metadata.num_warps,
                 shared_bytes=kernel.metadata.shared,
+                arguments=tuple((kind, named[name]) for name, kind in signature.items() if kind != "constexpr"),
+                outputs=frozenset(unfilled.storages),
             )
         )
         return kernel
@@ -126,7 +153,8 @@ def _compiling_for(capability: int) -> Iterator[list[Launch]]:
     active.set_active(_AbsentGPU(capability))
     JITFunction.run = compile_only
     try:
-        yield launches
+        with unfilled:
+            yield launches
     finally:
         JITFunction.run = run
         active._active = previous

@@ -252,12 +252,6 @@ class Arena:
             memory.data[begin : begin + len(content)] = content
         return memory
 
-    def permit(self, memory: Memory, address: int, written: bool) -> NDArray[np.uint8]:
-        """Make one byte accessible; ``written`` if it holds a value. For whole tensors see :func:`permit_view`."""
-        state = memory.state[address - GLOBAL_BASE :]
-        state[:1] |= _ALLOWED | (_WRITTEN if written else 0)
-        return state
-
     def copy_back(self, memory: Memory) -> None:
         for begin, content in self.places.values():
             content[:] = memory.data[begin : begin + len(content)]
