@@ -11,6 +11,7 @@ from fastinfogan.errors import UserError
 BENCHES = {
     "data": "bench.data",
     "kernels": "bench.kernels",
+    "step": "bench.step",
 }
 
 
