@@ -1,13 +1,17 @@
 """What the GPU kernels compile to, per preset, dtype and architecture: facts that need no GPU.
 
 Triton: registers, spills, launches, instructions, global accesses by width, and the bytes that must be moved at batch
-128 with the time that the memory of one GPU of that architecture takes for them. That floor is a model, not a
-measurement; ``measured_us`` stays empty until ``python -m bench kernels --device cuda`` has run on that GPU.
-CUDA: registers, spills and shared memory of every kernel in ``csrc/``.
+128 with the time that the memory of one GPU of that architecture takes for them. Then what the executed PTX
+(``tests/ptx``) does at that batch: warp instructions per image, bytes of 32-byte sectors over the floor (``moved`` over
+all requests, some of which L1 answers; ``touched`` each sector once), sectors per request and the fewest possible,
+shared-memory bank conflicts, warps that diverge. ``model_us`` is max(bytes / bandwidth, instructions / issue rate).
+Floor and model are models, not measurements; ``measured_us`` stays empty until ``python -m bench kernels --device
+cuda`` has run on that GPU. CUDA: registers, spills and shared memory of every kernel in ``csrc/``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -15,23 +19,28 @@ import torch
 
 from bench.measure import RESULTS, significant, write_csv
 from tests.cuda_compile import NVCC, SOURCES, kernels_of
-from tests.triton_compile import ARCHITECTURES, KERNELS, PRESETS, case, launches_of
+from tests.ptx.cases import case as executed_case
+from tests.ptx.counters import GPUS, model_seconds
+from tests.ptx.device import run
+from tests.triton_compile import ARCHITECTURES, KERNELS, PRESETS, Launch, case, launches_of
 
 BATCH = 128
-# Architecture -> a GPU of it and its memory bandwidth in bytes per second, from NVIDIA's data sheets (SXM models).
-GPUS = {80: ("A100 80GB", 2.039e12), 90: ("H100", 3.35e12), 100: ("B200", 8.0e12)}
+MODEL = "model_us (model, not measured)"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = (
     "kernel", "preset", "dtype", "arch", "launches", "programs", "warps", "registers", "spilled_bytes", "shared_bytes",
-    "ptx_instructions", "sass_instructions", "loads", "stores", "bytes_floor", "gpu", "floor_us", "measured_us",
-    "why_not_128",
+    "ptx_instructions", "sass_instructions", "loads", "stores", "bytes_floor", "gpu", "floor_us",
+    "instructions_per_image", "moved_over_floor", "touched_over_floor", "sectors_per_load", "least_per_load",
+    "sectors_per_store", "least_per_store", "bank_conflicts", "divergent_warps", MODEL, "measured_us", "why_not_128",
 )  # fmt: skip
 
 
 def rows() -> Iterator[dict[str, object]]:
     """One row per launch; an op that made two launches would have two."""
     for kernel in KERNELS:
-        for preset in PRESETS:
+        for preset, (spec, _) in PRESETS.items():
+            if kernel == "unpack_codes" and not spec.categorical:
+                continue  # nothing to launch
             for dtype in DTYPES:
                 one = case(kernel, preset, dtype, BATCH)
                 for capability in ARCHITECTURES:
@@ -58,11 +67,39 @@ def rows() -> Iterator[dict[str, object]]:
                             "stores": _by_width(launch.access_bits("st")),
                             "widest_store_the_layout_allows": one.store_bits,
                             "bytes_floor": one.bytes_floor,
-                            "gpu": GPUS[capability][0],
-                            "floor_us": significant(one.bytes_floor / GPUS[capability][1] * 1e6),
+                            "gpu": GPUS[capability].name,
+                            "floor_us": significant(one.bytes_floor / GPUS[capability].bandwidth * 1e6),
+                            **_executed(kernel, preset, dtype, launch, one.bytes_floor),
                             "measured_us": "",
                             "why_not_128": one.reason,
                         }
+
+
+def _executed(kernel: str, preset: str, dtype: torch.dtype, compiled: Launch, bytes_floor: int) -> dict[str, object]:
+    """What the kernel does on random values at this batch, executed lane by lane; no GPU and no clock is involved."""
+    gpu = GPUS[compiled.capability]
+    output = run(executed_case(kernel, *PRESETS[preset], dtype, BATCH).launcher, compiled.capability, count=True)
+    if output.findings:
+        raise AssertionError("\n".join(map(str, output.findings)))
+    counters = output.results[0].counters
+    moved = 32 * counters.sectors.total()
+    blocks = len(output.launches) * math.prod(output.launches[0].grid)
+    # PTX is not what is issued: ptxas fuses and splits. The static counts say by how much.
+    issued = counters.warp_instructions * compiled.sass_instructions / compiled.ptx_instructions
+    figures: dict[str, object] = {
+        "instructions_per_image": significant(counters.warp_instructions / BATCH),
+        "moved_over_floor": significant(moved / bytes_floor),
+        "touched_over_floor": significant(counters.touched_bytes / bytes_floor),
+    }
+    for kind in ("load", "store"):
+        figures[f"sectors_per_{kind}"] = significant(counters.sectors_per_request(kind))
+        figures[f"least_per_{kind}"] = significant(counters.least_sectors[kind] / max(counters.requests[kind], 1))
+    seconds = model_seconds(gpu, counters.touched_bytes, issued, blocks, compiled.warps)
+    return figures | {
+        "bank_conflicts": counters.bank_conflicts,
+        "divergent_warps": counters.divergent_branches,
+        MODEL: significant(seconds * 1e6),
+    }
 
 
 def _by_width(accesses: dict[int, int]) -> str:

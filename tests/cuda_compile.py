@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SOURCES = sorted((Path(__file__).parent.parent / "csrc").glob("*.cu"))
@@ -45,6 +46,17 @@ def kernels_of(source: Path, capability: int) -> list[Kernel]:
             )
         )
     return sorted(found, key=lambda kernel: kernel.name)
+
+
+@cache
+def ptx_of(source: Path, capability: int) -> str:
+    """The PTX of ``source`` for ``compute_<capability>`` with the flags of setup.py."""
+    assert NVCC is not None
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernels.ptx"
+        flags = ["-std=c++17", "-O3", "-ptx", f"-arch=compute_{capability}"]
+        subprocess.run([NVCC, *flags, str(source), "-o", str(ptx)], check=True, capture_output=True)
+        return ptx.read_text()
 
 
 def _cuobjdump(*arguments: str) -> str:

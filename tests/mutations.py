@@ -179,20 +179,20 @@ MUTATIONS = (
     Mutation(
         "unpack_codes",
         "column: one-hots",
-        "(NOISE + STARTS[code])",
-        "(NOISE + STARTS[code] + 1)",
+        "(NOISE + start)",
+        "(NOISE + start + 1)",
     ),
     Mutation(
         "unpack_codes",
         "weight: codes not told apart in the output",
-        "row * N_CATEGORICAL + code",
-        "row * N_CATEGORICAL + 0",
+        "code, row = line % N_CATEGORICAL,",
+        "code, row = line * 0,",
     ),
     Mutation(
         "unpack_codes",
         "mask: last column",
-        "k[None, :] < CATEGORICAL[code]",
-        "k[None, :] < CATEGORICAL[code] - 1",
+        "k[None, :] < size[:, None]",
+        "k[None, :] < size[:, None] - 1",
     ),
     Mutation(
         "unpack_codes",
