@@ -7,7 +7,7 @@ EXTENSION_SOURCES := setup.py $(wildcard csrc/*)
 TRAIN_FLAGS ?=
 TEST_FLAGS ?=
 
-.PHONY: train test test-all lint coverage sanitize mutations clean
+.PHONY: train test test-all test-ptx lint coverage sanitize mutations clean
 
 train: $(VENV)/installed  ## fetch MNIST and train the quick start on it; TRAIN_FLAGS="--iterations 5000" changes it
 	$(RUN) -m fastinfogan.train --dataset mnist --amp $(TRAIN_FLAGS)
@@ -17,6 +17,10 @@ test: $(VENV)/installed-test  ## the whole test suite
 
 test-all: $(VENV)/installed-test  ## with the long proofs that `make test` leaves out
 	$(RUN) -m pytest -m 'slow or not slow' $(TEST_FLAGS)
+
+test-ptx: $(VENV)/installed-test  ## every kernel's PTX, executed: all presets, dtypes, architectures and batches
+	$(RUN) -m pytest -m 'slow or not slow' $(wildcard tests/test_ptx_*.py) $(TEST_FLAGS)
+	$(RUN) -m tests.ptx
 
 lint: $(VENV)/installed-test  ## formatting, ruff's rules, types
 	$(RUN) -m ruff format --check .
