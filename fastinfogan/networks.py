@@ -120,29 +120,6 @@ TABLES: dict[str, Tables] = {
 }
 
 
-# Between convolutions and fully connected layers values keep the order that they lie in under channels-last, so that
-# neither direction copies, and gradients come back in the layout of what they belong to. A weight matrix does not mind
-# in which order its columns are counted.
-
-
-class ToVector(nn.Module):
-    """``[n, c, h, w]`` to ``[n, h * w * c]``, and a vector to itself."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.permute(0, 2, 3, 1).flatten(1) if images.dim() == 4 else images
-
-
-class ToImage(nn.Module):
-    """``[n, side * side * channels]`` to ``[n, channels, side, side]``."""
-
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__()
-        self.channels, self.side = channels, side
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return values.unflatten(1, (self.side, self.side, self.channels)).permute(0, 3, 1, 2)
-
-
 class Generator(nn.Module):
     """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``."""
 
@@ -166,7 +143,6 @@ class Discriminator(nn.Module):
         super().__init__()
         channels, height, _ = tables.image
         self.trunk = _build(tables.trunk, (channels, height), "lrelu")
-        self.to_vector = ToVector()
         features = _output(tables.trunk, (channels, height))
         self.adversarial_head = nn.Linear(features, 1)
         self.recognition_head = nn.Sequential(
@@ -177,8 +153,7 @@ class Discriminator(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``."""
-        features: torch.Tensor = self.to_vector(self.trunk(images))
-        return features
+        return self.trunk(images).flatten(1)
 
     def adversarial(self, features: torch.Tensor) -> torch.Tensor:
         """D's logit: ``[n]``; positive means real."""
@@ -246,10 +221,10 @@ def _modules(layer: Layer, shape: Shape, act: Activation) -> list[nn.Module]:
     bias = not layer.norm  # batch norm subtracts any bias again
     if layer.kind == "fc":
         if side > 1:
-            modules.append(ToVector())
+            modules.append(nn.Flatten())
         modules.append(nn.Linear(channels * side * side, layer.channels * layer.grid**2, bias=bias))
         if layer.grid > 1:
-            modules.append(ToImage(layer.channels, layer.grid))
+            modules.append(nn.Unflatten(1, (layer.channels, layer.grid, layer.grid)))
     elif layer.stride == 2:
         convolution = nn.Conv2d if layer.kind == "conv" else nn.ConvTranspose2d
         modules.append(convolution(channels, layer.channels, 4, stride=2, padding=1, bias=bias))
