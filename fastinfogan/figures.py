@@ -28,7 +28,7 @@ _BAR = 18  # pixels for the labels
 
 def sample_figure(generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int) -> Image.Image:
     """A 10 x 10 grid of samples; the same latents for every call with ``seed``."""
-    z = _latents(generator, spec, ROWS * COLUMNS, seed)
+    z = latents(generator, spec, ROWS * COLUMNS, seed)
     return grid(generate(generator, z), COLUMNS, image_range)
 
 
@@ -39,7 +39,7 @@ def traversal(
 
     Where a continuous code runs, the first categorical code differs from row to row, as in Figure 2 (c) and (d).
     """
-    noise, categories, continuous = unpack_codes(spec, _latents(generator, spec, rows, seed))
+    noise, categories, continuous = unpack_codes(spec, latents(generator, spec, rows, seed))
     is_continuous = code >= len(spec.categorical)
     if is_continuous and spec.categorical:
         categories[:, 0] = torch.arange(rows, device=categories.device) % spec.categorical[0]
@@ -122,7 +122,8 @@ def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
     return figure
 
 
-def _latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> torch.Tensor:
+def latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> torch.Tensor:
+    """The generator's inputs of every picture: ``[rows, spec.dim]``, the same for every call with ``seed``."""
     device = next(generator.parameters()).device
     return sample_latents(spec, rows, seed=seed, step=0, stream=FIGURES, device=device).z
 

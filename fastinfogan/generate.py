@@ -16,8 +16,7 @@ from fastinfogan.codes import LatentSpec
 from fastinfogan.commands import run_command
 from fastinfogan.errors import UserError
 from fastinfogan.networks import Generator
-from fastinfogan.ops import pack_codes, sample_latents, unpack_codes
-from fastinfogan.ops.philox import FIGURES
+from fastinfogan.ops import pack_codes, unpack_codes
 from fastinfogan.precision import choose_device
 
 
@@ -90,7 +89,6 @@ def draw(
     command: Generate, generator: Generator, spec: LatentSpec, image_range: tuple[float, float]
 ) -> dict[str, Image.Image]:
     """The pictures that ``command`` asks for, by name."""
-    device = next(generator.parameters()).device
     values = parse_settings(spec, command.set)
     columns = figures.COLUMNS
     if command.what == "traversals":
@@ -100,7 +98,7 @@ def draw(
         }
     rows = -(-command.count // columns)
     n = command.count if command.what == "samples" else 2 * rows
-    z = fix_codes(spec, sample_latents(spec, n, seed=command.seed, step=0, stream=FIGURES, device=device).z, values)
+    z = fix_codes(spec, figures.latents(generator, spec, n, command.seed), values)
     if command.what == "interpolation":
         z = interpolate(z[:rows], z[rows:], columns)
     return {command.what: figures.grid(figures.generate(generator, z), columns, image_range)}
