@@ -349,7 +349,10 @@ def head_loss(
         recognition, categories, continuous = map(_with_unit_columns, (recognition, categories, continuous))
         strides = [recognition.stride(0), categories.stride(0), continuous.stride(0)]
 
+    warps = _NUM_WARPS if sizes else _NUM_WARPS_WITHOUT_LOGITS
     k_block, rows, lanes = _tile_of(sizes, n_continuous, max(n_fake, n_real, 1))
+    # No fewer lanes than threads: of a shorter tile Triton has several warps load the same values.
+    lanes = max(lanes, 32 * warps)
     tiles_fake, tiles_real = triton.cdiv(n_fake, rows), triton.cdiv(n_real, rows)
     tiles = max(tiles_fake, tiles_real, 1)
     programs = 1 if tiles <= _TILES_OF_ONE_PROGRAM else min(tiles, _MAX_PROGRAMS)
@@ -377,6 +380,6 @@ def head_loss(
             CATEGORICAL_BLOCK=triton.next_power_of_2(max(len(sizes), 1)),
             CONTINUOUS_BLOCK=triton.next_power_of_2(max(n_continuous, 1)),
             PARTIAL_ROWS=triton.next_power_of_2(programs),
-            num_warps=_NUM_WARPS if sizes else _NUM_WARPS_WITHOUT_LOGITS, maxnreg=_MAX_REGISTERS,
+            num_warps=warps, maxnreg=_MAX_REGISTERS,
         )  # fmt: skip
     return statistics, real_gradient, fake_gradient, recognition_gradient

@@ -16,13 +16,14 @@ NVCC = shutil.which("nvcc")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instantiation: its demangled name and what one thread of it takes."""
+    """One instantiation: its demangled and its mangled name, its instructions, and what one thread of it takes."""
 
     name: str
-    architecture: str
+    symbol: str
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    sass_instructions: int
 
 
 def kernels_of(source: Path, capability: int) -> list[Kernel]:
@@ -33,16 +34,21 @@ def kernels_of(source: Path, capability: int) -> list[Kernel]:
         flags = ["-std=c++17", "-O3", "-cubin", f"-arch=sm_{capability}"]
         subprocess.run([NVCC, *flags, str(source), "-o", str(cubin)], check=True, capture_output=True)
         listing = _cuobjdump("--dump-resource-usage", str(cubin))
+        sass = {
+            body.split(None, 1)[0]: sass_instructions(body)
+            for body in _cuobjdump("-sass", str(cubin)).split("Function : ")
+        }
     found = []
     for mangled, usage in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", listing):
         counts = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
         found.append(
             Kernel(
                 _demangled(mangled),
-                f"sm_{capability}",
+                mangled,
                 counts["REG"],
                 counts["STACK"] + counts["LOCAL"],
                 counts["SHARED"],
+                sass[mangled],
             )
         )
     return sorted(found, key=lambda kernel: kernel.name)
@@ -64,6 +70,12 @@ def _cuobjdump(*arguments: str) -> str:
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def sass_instructions(disassembly: str) -> int:
+    """Instructions of a disassembled kernel, without the padding after the last one."""
+    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", disassembly)
+    return sum(opcode != "NOP" for opcode in opcodes)
 
 
 def _demangled(name: str) -> str:

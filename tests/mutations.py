@@ -161,14 +161,14 @@ MUTATIONS = (
     Mutation(
         "pack_codes",
         "mask: last row of a part tile",
-        "mask=element < live_rows * DIM",
-        "mask=element < (live_rows - 1) * DIM",
+        "mask=place < n_live)",
+        "mask=place < n_live - 1)",
     ),
     Mutation(
         "pack_codes",
         "mean: continuous rows",
-        "continuous_ptr + source_row * continuous_row_stride",
-        "continuous_ptr + 0 * source_row * continuous_row_stride",
+        "continuous_ptr + row * continuous_row_stride",
+        "continuous_ptr + 0 * row * continuous_row_stride",
     ),
     Mutation(
         "unpack_codes",

@@ -10,12 +10,17 @@ import torch
 pytest.importorskip("triton", reason="the kernels need triton, which has no wheel here")
 
 from fastinfogan import LatentSpec
+from fastinfogan.ops import native
 from fastinfogan.ops.pack_codes import _reference as pack_reference
 from fastinfogan.ops.pack_codes import _unpack_reference as unpack_reference
+from fastinfogan.ops.pack_codes import pack_codes, unpack_codes
 from fastinfogan.ops.recognize import _reference as recognize_reference
+from fastinfogan.ops.recognize import recognize as recognize_op
 from fastinfogan.ops.sample_latents import sample_latents
 from fastinfogan.ops.traversal import _reference as traversal_reference
+from fastinfogan.ops.traversal import traversal
 from tests.cuda_compile import NVCC
+from tests.ptx.cases import architecture_of_the_device, on_device
 from tests.ptx.cuda import pack, recognize, unpack
 from tests.triton_compile import ARCHITECTURES, PRESETS
 
@@ -98,3 +103,59 @@ def test_zeros_that_may_land_after_the_ones_are_reported() -> None:
     arguments = (wide(7, spec.noise, torch.float32), categories, continuous, spec.categorical, torch.float32)
     _, result = pack(*arguments, 90, change=lambda ptx: re.sub(r"bar\.warp\.sync\s+-1;", "", ptx))
     assert {found.kind for found in result.findings} == {"global race"}
+
+
+@pytest.mark.parametrize("categorical", [(2,), (7, 40, 3), (64, 2, 100), (33,) * 5, (2,) * 40])
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_unpack_and_recognition_find_the_lowest_of_equals_and_any_nan(
+    categorical: tuple[int, ...], capability: int
+) -> None:
+    """Few values, so that most rows have ties; infinities and NaN; codes shorter and longer than a warp."""
+    generator = torch.Generator().manual_seed(sum(categorical))
+    values = torch.tensor([-torch.inf, -1.0, 0.0, 2.0, torch.inf, torch.nan])
+    rows = torch.randint(0, 4, (6, sum(categorical)), generator=generator)
+    rows[1], rows[2] = 0, rows[2].where(rows[2] > 0, 4)
+    rows[3, ::5] = 5
+    q = values[rows]
+    for found, result in (unpack(q, 0, categorical, capability), recognize(q, categorical, capability)):
+        assert not result.findings, result.findings
+        indices = found[0] if isinstance(found, tuple) else found
+        assert torch.equal(indices, unpack_reference(q, 0, categorical))
+        if isinstance(found, tuple):
+            expected = recognize_reference(q, categorical)[1]
+            torch.testing.assert_close(found[1], expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and native.on_cuda()), reason="needs a CUDA device and the extension built by nvcc"
+)
+@pytest.mark.parametrize("batch", [1, 7, 64, 128, 513])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_device_gives_what_the_executor_gives(preset: str, dtype: str, batch: int) -> None:
+    the_device_gives_what_the_executor_gives(preset, dtype, batch, architecture_of_the_device(), "cuda")
+
+
+def the_device_gives_what_the_executor_gives(preset: str, dtype: str, batch: int, capability: int, device: str) -> None:
+    spec, kind = PRESETS[preset][0], DTYPES[dtype]
+    fixed = (wide(batch, spec.noise, kind), *drawn(spec, batch))
+    there = [on_device(tensor, device) for tensor in fixed]
+    z, _ = pack(*fixed, spec.categorical, kind, capability)
+    assert torch.equal(pack_codes(spec, *there, kind, backend="native").cpu(), z)
+    for code in {0, len(spec.names) - 1}:
+        values = torch.arange(2).float()
+        swept, _ = pack(*fixed, spec.categorical, kind, capability, values, code)
+        given = values.long() if code < len(spec.categorical) else values
+        found = traversal(spec, *there, code=code, values=given.to(device), dtype=kind, backend="native")
+        assert torch.equal(found.cpu(), swept)
+    if spec.categorical:
+        table = wide(batch, spec.dim, kind)
+        categories, _ = unpack(table, spec.noise, spec.categorical, capability)
+        assert torch.equal(unpack_codes(spec, on_device(table, device), backend="native")[1].cpu(), categories)
+    q = wide(batch, spec.head_dim, kind)
+    executed, _ = recognize(q, spec.categorical, capability)
+    measured = recognize_op(spec, on_device(q, device), backend="native")
+    assert torch.equal(measured[0].cpu(), executed[0])
+    for mine, theirs in zip(measured[1:], executed[1:], strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-6, atol=0)

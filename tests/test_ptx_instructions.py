@@ -31,7 +31,7 @@ def pair(low: int, high: int, bits: int = 32) -> int:
 
 
 def run(body: str, threads: int = 32, blocks: int = 1, out_bytes: int = 1024, inputs: bytes = b"",
-        shared_bytes: int = 0) -> tuple[np.ndarray, Result]:  # fmt: skip
+        shared_bytes: int = 0, count: bool = False) -> tuple[np.ndarray, Result]:  # fmt: skip
     """Execute ``body`` with the output's address in ``%rd1``, the inputs' in ``%rd2``, %tid.x in ``%r1``."""
     ptx = f""".visible .entry k(.param .u64 out, .param .u64 in)\n{{
     .reg .pred %p<20>; .reg .b16 %rs<20>; .reg .b32 %r<40>; .reg .b64 %rd<40>;
@@ -50,7 +50,7 @@ def run(body: str, threads: int = 32, blocks: int = 1, out_bytes: int = 1024, in
         return made[0]
 
     parameters = struct.pack("<QQ", GLOBAL_BASE, GLOBAL_BASE + begin)
-    result = Executor(parse(ptx), (blocks,), (threads,), parameters, shared_bytes, memory).run()
+    result = Executor(parse(ptx), (blocks,), (threads,), parameters, shared_bytes, memory, count=count).run()
     return made[0].data[:out_bytes], result
 
 
@@ -262,7 +262,7 @@ def test_packed_and_comparing_instructions(
     assert hex(evaluate(opcode, sources, width)) == hex(answer)
 
 
-_STORE_R2 = "mul.wide.u32 %rd3, %r1, 4; add.s64 %rd3, %rd1, %rd3; st.global.b32 [%rd3], %r2; ret;"
+STORE_R2 = "mul.wide.u32 %rd3, %r1, 4; add.s64 %rd3, %rd1, %rd3; st.global.b32 [%rd3], %r2; ret;"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ _STORE_R2 = "mul.wide.u32 %rd3, %r1, 4; add.s64 %rd3, %rd1, %rd3; st.global.b32 
 )  # fmt: skip
 def test_shuffles(mode: str, lane_of) -> None:  # type: ignore[no-untyped-def]
     clamp = 0 if mode.startswith("up") else 31
-    data, _ = run(f"shfl.sync.{mode}, {clamp}, -1; {_STORE_R2}")
+    data, _ = run(f"shfl.sync.{mode}, {clamp}, -1; {STORE_R2}")
     assert data.view(np.uint32)[:32].tolist() == [lane_of(i) for i in range(32)]
 
 
@@ -284,14 +284,14 @@ def test_shuffles(mode: str, lane_of) -> None:  # type: ignore[no-untyped-def]
      ("add.s32", "mov.b32 %r3, %r1;", 496), ("min.s32", "neg.s32 %r3, %r1;", 2**32 - 31)],
 )  # fmt: skip
 def test_warp_reductions_leave_out_nan(opcode: str, prepare: str, answer: int) -> None:
-    data, _ = run(f"{prepare} mov.b32 %r4, -1; redux.sync.{opcode} %r2, %r3, %r4; {_STORE_R2}")
+    data, _ = run(f"{prepare} mov.b32 %r4, -1; redux.sync.{opcode} %r2, %r3, %r4; {STORE_R2}")
     assert data.view(np.uint32)[:32].tolist() == [answer] * 32
 
 
 def test_diverged_lanes_meet_again_before_a_shuffle() -> None:
     data, result = run(f"""mov.b32 %r2, 0; mov.b32 %r3, 0;
     $head: setp.ge.u32 %p1, %r3, %r1; @%p1 bra $done; add.s32 %r2, %r2, %r3; add.s32 %r3, %r3, 1; bra $head;
-    $done: shfl.sync.bfly.b32 %r2, %r2, 1, 31, -1; {_STORE_R2}""")
+    $done: shfl.sync.bfly.b32 %r2, %r2, 1, 31, -1; {STORE_R2}""")
     assert not result.findings and result.counters.divergent_branches > 0
     assert data.view(np.uint32)[:32].tolist() == [sum(range(i ^ 1)) for i in range(32)]
 
@@ -336,7 +336,7 @@ def test_the_sanitizer_names(kind: str, body: str) -> None:
 
 def test_accesses_with_a_barrier_between_them_are_no_race() -> None:
     body = f"""{SHARED} st.shared.b32 [%r3], %r1; bar.sync 0; xor.b32 %r4, %r3, 128; ld.shared.b32 %r2, [%r4];
-    bar.sync 0; st.shared.b32 [%r3], %r2; bar.sync 0; ld.shared.b32 %r2, [%r3]; {_STORE_R2}"""
+    bar.sync 0; st.shared.b32 [%r3], %r2; bar.sync 0; ld.shared.b32 %r2, [%r3]; {STORE_R2}"""
     data, result = run(body, threads=64, shared_bytes=256)
     assert not result.findings
     assert data.view(np.uint32)[:64].tolist() == [i ^ 32 for i in range(64)]
@@ -346,7 +346,7 @@ def test_ldmatrix_hands_each_lane_its_pair_of_a_row() -> None:
     store = "".join(f"st.shared.b32 [%r4+{4 * i}], %r{10 + i};" for i in range(4))
     fill = "".join(f"mad.lo.s32 %r{10 + i}, %r1, 4, {i};" for i in range(4))
     body = f"""mul.lo.s32 %r4, %r1, 16; add.s32 %r4, %r4, {SHARED_BASE}; {fill} {store} bar.sync 0;
-    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r20, %r21, %r2, %r23}}, [%r4]; {_STORE_R2}"""
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r20, %r21, %r2, %r23}}, [%r4]; {STORE_R2}"""
     data, result = run(body, shared_bytes=512)
     assert not result.findings
     assert data.view(np.uint32)[:32].tolist() == [4 * (16 + i // 4) + i % 4 for i in range(32)]
@@ -369,4 +369,4 @@ def test_an_unknown_instruction_is_an_error_that_names_it(text: str) -> None:
 
 def test_an_unknown_statement_is_an_error_that_names_its_line() -> None:
     with pytest.raises(PTXError, match="line 7"):
-        run("\n\n.local .b8 x[4]; ret;")
+        run("\n\n.shared .b8 x[4]; ret;")

@@ -29,6 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fastinfogan import Categorical, LatentSpec, Uniform
+from tests.cuda_compile import sass_instructions
 
 ARCHITECTURES = (80, 90, 100)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -72,9 +73,7 @@ class Launch:
     @cached_property
     def sass_instructions(self) -> int:
         """Instructions of the cubin, without the padding after the last one."""
-        text = _tool("nvdisasm", cubin=self.cubin)
-        opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text)
-        return sum(opcode != "NOP" for opcode in opcodes)
+        return sass_instructions(_tool("nvdisasm", cubin=self.cubin))
 
     @cached_property
     def ptx_instructions(self) -> int:
@@ -82,12 +81,17 @@ class Launch:
 
     def access_bits(self, kind: str) -> dict[int, int]:
         """How many global accesses of each width in bits the PTX holds; ``kind`` is "ld" or "st"."""
-        widths: dict[int, int] = {}
-        for suffix in re.findall(rf"\b{kind}\.global((?:\.[\w:]+)*)", self.ptx):
-            vector = re.search(r"\.v(\d)", suffix)
-            bits = int(re.findall(r"\.[bfsu](\d+)", suffix)[-1]) * (int(vector[1]) if vector else 1)
-            widths[bits] = widths.get(bits, 0) + 1
-        return widths
+        return access_bits(self.ptx, kind)
+
+
+def access_bits(ptx: str, kind: str) -> dict[int, int]:
+    """:meth:`Launch.access_bits` of any PTX."""
+    widths: dict[int, int] = {}
+    for suffix in re.findall(rf"\b{kind}\.global((?:\.[\w:]+)*)", ptx):
+        vector = re.search(r"\.v(\d)", suffix)
+        bits = int(re.findall(r"\.[bfsu](\d+)", suffix)[-1]) * (int(vector[1]) if vector else 1)
+        widths[bits] = widths.get(bits, 0) + 1
+    return widths
 
 
 class _AbsentGPU:

@@ -21,6 +21,7 @@ from fastinfogan.ops.pack_codes import _unpack_reference as unpack_codes_referen
 from fastinfogan.ops.sample_latents import _reference as sample_latents_reference
 from fastinfogan.ops.selfcheck import _error
 from tests.ptx.device import Output, run
+from tests.triton_compile import ARCHITECTURES
 
 # Both past 32 bits, where a kernel that cuts them would show.
 SEED, STEP = 2**63 + 11, 2**33 + 5
@@ -37,10 +38,25 @@ class Case:
 
     def launcher(self, device: str = "cpu") -> Any:
         """Call the launcher, with tensors on ``device``."""
-        return self.launch(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in self.arguments))
+        return self.launch(*(on_device(a, device) if isinstance(a, torch.Tensor) else a for a in self.arguments))
 
     def reference(self) -> Any:
         return self.refer(*self.arguments)
+
+
+def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """``tensor`` on ``device`` as the view that it is: ``Tensor.to`` would leave out what lies between its rows."""
+    if tensor.device.type == device:
+        return tensor
+    elements = tensor.untyped_storage().nbytes() // tensor.itemsize
+    whole = tensor.as_strided((elements,), (1,), 0).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+
+def architecture_of_the_device() -> int:
+    """The newest of those compiled for here that the CUDA device can run."""
+    major, _ = torch.cuda.get_device_capability()
+    return max(capability for capability in ARCHITECTURES if capability <= 10 * major)
 
 
 def case(
@@ -99,8 +115,12 @@ def case(
 
 def worst_error(one: Case, output: Output) -> float:
     """The largest error over all outputs as a share of the project's tolerance; anything above 1 disagrees."""
-    expected = one.reference()
-    found, wanted = (value if isinstance(value, tuple) else (value,) for value in (output.value, expected))
+    return difference(one, output.value, one.reference())
+
+
+def difference(one: Case, found: Any, wanted: Any) -> float:
+    """As :func:`worst_error`, of any two results of ``one``."""
+    found, wanted = (value if isinstance(value, tuple) else (value,) for value in (found, wanted))
     worst = 0.0
     for mine, theirs in zip(found, wanted, strict=True):
         if one.exact and not torch.equal(mine, theirs):

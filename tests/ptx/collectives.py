@@ -1,4 +1,4 @@
-"""Instructions of a whole warp or block: barriers, shuffles, reductions over a warp, matrix loads."""
+"""Instructions of a whole warp or block: barriers, shuffles, reductions over a warp, matrix accesses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ptx.parser import Address, Immediate, Instruction, Vector
 if TYPE_CHECKING:
     from tests.ptx.executor import Executor
 
-COLLECTIVE = ("bar", "shfl", "redux", "ldmatrix")
+COLLECTIVE = ("bar", "shfl", "redux", "ldmatrix", "stmatrix")
 _FULL = 0xFFFFFFFF
 Step = Callable[[], None]
 
@@ -47,8 +47,8 @@ def collective(machine: Executor, instruction: Instruction, mods: list[str]) -> 
         return barrier(BARRIER)
     if instruction.opcode == "bar.warp.sync" and instruction.operands == (Immediate(-1),):
         return barrier(1)
-    if root == "ldmatrix":
-        return _load_matrices(machine, instruction, mods)
+    if root in ("ldmatrix", "stmatrix"):
+        return _matrices(machine, instruction, mods)
     if root == "shfl" and mods[0] == "sync" and mods[1] in ("bfly", "idx", "up", "down") and mods[2] == "b32":
         return _shuffle(machine, instruction, mods[1])
     if root == "redux" and mods[0] == "sync" and tuple(mods[1:]) in _REDUCTIONS:
@@ -104,23 +104,41 @@ def _reduce(machine: Executor, instruction: Instruction, kind: str, function: An
     return reduce
 
 
-def _load_matrices(machine: Executor, instruction: Instruction, mods: list[str]) -> Step:
-    """ldmatrix: lanes 8 j .. 8 j + 7 address the rows of matrix j; lane i receives pair i mod 4 of row i div 4."""
-    counts = {"x1": 1, "x2": 2, "x4": 4}
-    if [mods[0], mods[1], mods[2], *mods[4:]] != ["sync", "aligned", "m8n8", "shared", "b16"]:
-        raise UnknownInstruction(instruction.opcode)
-    target, place = instruction.operands
-    assert isinstance(target, Vector) and isinstance(place, Address) and len(target.parts) == counts[mods[3]]
-    base, writes = machine.reader(place.base, "u32"), [machine.writer(part, "b32") for part in target.parts]
+def _matrices(machine: Executor, instruction: Instruction, mods: list[str]) -> Step:
+    """ldmatrix and stmatrix: lanes 8 j .. 8 j + 7 address the rows of matrix j, eight 16-bit elements each.
 
-    def load() -> None:
+    The j-th register of lane i holds elements 2 (i mod 4) and 2 (i mod 4) + 1 of row i div 4 of matrix j; with .trans
+    of column i div 4.
+    """
+    counts = {"x1": 1, "x2": 2, "x4": 4}
+    loads, transposed = instruction.opcode.startswith("ldmatrix"), mods[4] == "trans"
+    if [mods[0], mods[1], mods[2], *mods[4 + transposed :]] != ["sync", "aligned", "m8n8", "shared", "b16"]:
+        raise UnknownInstruction(instruction.opcode)
+    place, pairs = reversed(instruction.operands) if loads else instruction.operands
+    assert isinstance(pairs, Vector) and isinstance(place, Address) and len(pairs.parts) == counts[mods[3]]
+    base = machine.reader(place.base, "u32")
+    reads = [] if loads else [machine.reader(part, "b32") for part in pairs.parts]
+    writes = [machine.writer(part, "b32") for part in pairs.parts] if loads else []
+
+    def step() -> None:
         lane = np.flatnonzero(machine.mask)
         address = np.broadcast_to(base().astype(np.int64) + place.offset, (machine.lanes,))
-        first = lane - lane % WARP
-        for j, write in enumerate(writes):
-            row = address[first + 8 * j + lane % WARP // 4] + lane % 4 * 4
-            value = np.zeros(machine.lanes, np.uint32)
-            value[lane] = machine.shared.load(instruction, lane, row, 4)
-            write(value)
+        long, short = lane % WARP // 4, lane % 4 * 2
+        for j in range(len(pairs.parts)):
+            row = address[lane - lane % WARP + 8 * j + long]
+            machine.shared.report("misaligned access", instruction, lane, row, row % 16 != 0, "a row of 16 bytes")
+            machine.count_access(instruction, "shared", lane, row + 2 * short, 4)
+            value = np.zeros(machine.lanes, np.uint32) if loads else np.broadcast_to(reads[j](), (machine.lanes,))
+            for half in (0, 1):
+                rows, columns = (short + half, long) if transposed else (long, short + half)
+                at = address[lane - lane % WARP + 8 * j + rows] + 2 * columns
+                if loads:
+                    found = machine.shared.load(instruction, lane, at, 2)
+                    value[lane] |= found.astype(np.uint32) << np.uint32(16 * half)
+                else:
+                    element = (value[lane] >> np.uint32(16 * half)).astype(np.uint16)
+                    machine.shared.store(instruction, lane, at, element)
+            if loads:
+                writes[j](value)
 
-    return load
+    return step

@@ -16,7 +16,7 @@ WARP = 32
 SECTOR = 32
 _BANKS = 32
 _CLASSES = {
-    "ld": "memory", "st": "memory", "atom": "memory", "ldmatrix": "memory", "bra": "control", "ret": "control",
+    **dict.fromkeys(("ld", "st", "atom", "ldmatrix", "stmatrix"), "memory"), "bra": "control", "ret": "control",
     "bar": "control", "shfl": "shuffle", "vote": "shuffle", "redux": "shuffle", "mov": "move", "selp": "move",
     "prmt": "move", "cvt": "convert", "cvta": "convert", "setp": "compare",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from tests.cuda_compile import SOURCES, ptx_of
 from tests.ptx.device import Tensors, execute_cuda
 from tests.ptx.executor import Result
 
-_WARPS_PER_BLOCK = 4
+WARPS_PER_BLOCK = 4
 _MOST_BLOCKS = 1 << 16
 _MOST_CODES = 256
 # Storage type -> its number in csrc's Dtype, and its name in a mangled template argument.
@@ -34,22 +34,29 @@ def _columns(categorical: Sequence[int]) -> bytes:
     return struct.pack(f"<{_MOST_CODES + 2}i", len(categorical), *first, *[0] * (_MOST_CODES + 1 - len(first)))
 
 
+def symbol_of(kernel: str, dtype: torch.dtype) -> str:
+    """What only the mangled name of ``kernel<dtype>`` contains: the length tells pack_kernel from unpack_kernel."""
+    return f"{len(kernel)}{kernel}I{_DTYPES[dtype][1]}"
+
+
+def blocks_for(rows: int, most: int = _MOST_BLOCKS) -> int:
+    """One warp a row, until warps stride over the rows."""
+    return min(most, -(-rows // WARPS_PER_BLOCK))
+
+
 def _run(
     kernel: str, dtype: torch.dtype, rows: int, parameters: list[bytes], tensors: Tensors, capability: int,
-    change: Change, max_blocks: int = _MOST_BLOCKS,
+    change: Change = _same, max_blocks: int = _MOST_BLOCKS, count: bool = False,
 ) -> Result:  # fmt: skip
     (source,) = (source for source in SOURCES if source.name == "pack_codes.cu")
-    # The mangled length before the name tells pack_kernel from unpack_kernel.
-    name = f"{len(kernel)}{kernel}I{_DTYPES[dtype][1]}"
-    grid = (min(max_blocks, -(-rows // _WARPS_PER_BLOCK)),)
-    ptx = change(ptx_of(source, capability))
-    return execute_cuda(ptx, name, grid, (32, _WARPS_PER_BLOCK), parameters, tensors)
+    ptx, grid = change(ptx_of(source, capability)), (blocks_for(rows, max_blocks),)
+    return execute_cuda(ptx, symbol_of(kernel, dtype), grid, (32, WARPS_PER_BLOCK), parameters, tensors, count=count)
 
 
 def pack(
     noise: torch.Tensor, categories: torch.Tensor, continuous: torch.Tensor, categorical: Sequence[int],
     dtype: torch.dtype, capability: int, values: torch.Tensor | None = None, code: int = -1, change: Change = _same,
-    max_blocks: int = _MOST_BLOCKS,
+    max_blocks: int = _MOST_BLOCKS, count: bool = False,
 ) -> tuple[torch.Tensor, Result]:  # fmt: skip
     """pack_codes, or with ``values`` and ``code`` the traversal of that code."""
     n_values = 1 if values is None else len(values)
@@ -64,10 +71,12 @@ def pack(
         0 if values is None else tensors.pointer(values, True, "values"), rows, n_values, code,
     )  # fmt: skip
     parameters = [arguments, _columns(categorical), struct.pack("<Q", tensors.pointer(z, False, "z"))]
-    return z, _run("pack_kernel", dtype, rows, parameters, tensors, capability, change, max_blocks)
+    return z, _run("pack_kernel", dtype, rows, parameters, tensors, capability, change, max_blocks, count)
 
 
-def unpack(z: torch.Tensor, noise: int, categorical: Sequence[int], capability: int) -> tuple[torch.Tensor, Result]:
+def unpack(
+    z: torch.Tensor, noise: int, categorical: Sequence[int], capability: int, count: bool = False
+) -> tuple[torch.Tensor, Result]:
     """unpack_codes."""
     categories = torch.empty(len(z), len(categorical), dtype=torch.int64)
     tensors = Tensors()
@@ -77,11 +86,11 @@ def unpack(z: torch.Tensor, noise: int, categorical: Sequence[int], capability: 
         _columns(categorical),
         struct.pack("<Q", tensors.pointer(categories, False, "categories")),
     ]
-    return categories, _run("unpack_kernel", z.dtype, len(z), parameters, tensors, capability, _same)
+    return categories, _run("unpack_kernel", z.dtype, len(z), parameters, tensors, capability, count=count)
 
 
 def recognize(
-    recognition: torch.Tensor, categorical: Sequence[int], capability: int
+    recognition: torch.Tensor, categorical: Sequence[int], capability: int, count: bool = False
 ) -> tuple[tuple[torch.Tensor, ...], Result]:
     """recognize: categories, confidence, mean and std."""
     rows, n_codes = len(recognition), len(categorical)
@@ -99,4 +108,4 @@ def recognize(
         _columns(categorical),
         *(struct.pack("<Q", tensors.pointer(tensor, False, f"output {i}")) for i, tensor in enumerate(found)),
     ]
-    return found, _run("recognize_kernel", recognition.dtype, rows, parameters, tensors, capability, _same)
+    return found, _run("recognize_kernel", recognition.dtype, rows, parameters, tensors, capability, count=count)

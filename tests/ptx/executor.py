@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from tests.ptx.collectives import COLLECTIVE, collective
 from tests.ptx.counters import Counters, class_of
 from tests.ptx.instructions import DTYPES, Semantics, UnknownInstruction, semantics
-from tests.ptx.memory import SHARED_BASE, WARP, Clocks, Finding, Int64, Memory
+from tests.ptx.memory import GLOBAL_BASE, LOCAL_BASE, SHARED_BASE, WARP, Clocks, Finding, Generic, Int64, Memory
 from tests.ptx.parser import Address, Immediate, Instruction, Kernel, Register, Symbol, Vector
 
 _PARAM_BASE = 1 << 20
+_SPACES = ("param", "global", "shared", "local")
 _CACHING = {"cg", "ca", "cs", "cv", "lu", "wb", "wt", "nc"}
 _WIDTHS = {"pred": bool, "b16": np.uint16, "b32": np.uint32, "f32": np.uint32, "b64": np.uint64, "f64": np.uint64}
 _STOP_AFTER = 1 << 20  # blocks of instructions: a kernel that runs longer has lost its loop's end
@@ -71,12 +72,13 @@ class Executor:
         self.lanes = self.threads * self.blocks
         self.clocks = Clocks(self.threads, self.blocks)
         self.result = Result([])
-        stride = -(-max(shared_bytes, 1) // 16) * 16
-        window = np.arange(self.lanes) // self.threads * stride
-        self.shared = Memory("shared", SHARED_BASE, shared_bytes, self.clocks, window, self.result.findings)
-        for first in range(0, self.blocks * stride, stride):
-            self.shared.state[first : first + shared_bytes] = 1
+        lane = np.arange(self.lanes)
+        self.shared = self._own_memory("shared", SHARED_BASE, shared_bytes, lane // self.threads)
         self.memory = make_global(self.clocks, self.result.findings)
+        local = self._own_memory("local", LOCAL_BASE, kernel.stack_bytes, lane)
+        self.spaces: dict[str, Memory | Generic] = {
+            "global": self.memory, "shared": self.shared, "local": local, "generic": Generic(local, self.memory)
+        }  # fmt: skip
         self.parameters = np.frombuffer(parameters, np.uint8)
         self.offsets = {parameter.name: parameter.offset for parameter in kernel.parameters}
         # What a register holds before it is written differs from lane to lane, so that a result that depends on it is
@@ -88,6 +90,14 @@ class Executor:
         self.pc = np.zeros(self.lanes, np.int64)
         self.steps = [self._compile(instruction) for instruction in kernel.instructions]
         self.starts = self._block_starts()
+
+    def _own_memory(self, name: str, base: int, size: int, owner: Int64) -> Memory:
+        """``size`` bytes for each owner of lanes, all of which may be touched and none of which are written."""
+        stride = -(-size // 16) * 16
+        memory = Memory(name, base, size, self.clocks, owner * stride, self.result.findings)
+        for first in range(0, (int(owner.max()) + 1) * stride, max(stride, 1)):
+            memory.state[first : first + size] = 1
+        return memory
 
     def _special(self) -> dict[str, NDArray[Any]]:
         thread, block = np.arange(self.lanes) % self.threads, np.arange(self.lanes) // self.threads
@@ -154,6 +164,8 @@ class Executor:
             return _PARAM_BASE + self.offsets[name]
         if name == "global_smem":
             return SHARED_BASE
+        if name == self.kernel.stack:
+            return LOCAL_BASE
         raise UnknownInstruction(f"symbol {name}")
 
     def writer(self, operand: object, kind: str) -> Callable[[NDArray[Any]], None]:
@@ -218,9 +230,10 @@ class Executor:
         return lambda: write(function(*(read() for read in reads)))
 
     def _access(self, instruction: Instruction, root: str, mods: list[str]) -> Step:
-        space, kind = mods[0], mods[-1]
-        vector = [mod for mod in mods[1:-1] if mod in ("v2", "v4", "v8")]
-        if set(mods[1:-1]) - set(vector) - _CACHING or space not in ("param", "global", "shared"):
+        space, kind = mods[0] if mods[0] in _SPACES else "generic", mods[-1]
+        mods = [mod for mod in mods[:-1] if mod != space]
+        vector = [mod for mod in mods if mod in ("v2", "v4", "v8")]
+        if set(mods) - set(vector) - _CACHING:
             raise UnknownInstruction(instruction.opcode)
         place, value = instruction.operands if root == "st" else reversed(instruction.operands)
         assert isinstance(place, Address)
@@ -229,15 +242,14 @@ class Executor:
             raise UnknownInstruction("vector length")
         wide = "u32" if space == "shared" else "u64"
         base, dtype = self.reader(place.base, wide), DTYPES[kind]
-        size, memory = dtype.itemsize, self.shared if space == "shared" else self.memory
+        size, memory = dtype.itemsize, self.spaces.get(space, self.memory)
 
         def where() -> tuple[Int64, Int64]:
             lane = np.flatnonzero(self.mask)
             at = base().astype(np.int64)
             address = (at[lane] if len(at) > 1 else np.broadcast_to(at, lane.shape)) + place.offset
             if space != "param":
-                self.result.counters.accesses += len(lane)
-                self._count_access(instruction, root, space, lane, address, size * len(parts))
+                self.count_access(instruction, space, lane, address, size * len(parts))
                 bad = address % (size * len(parts)) != 0
                 memory.report("misaligned access", instruction, lane, address, bad, f"{size * len(parts)} bytes")
                 lane, address = lane[~bad], address[~bad]
@@ -275,13 +287,14 @@ class Executor:
             raise UnknownInstruction("a read outside the kernel's parameters")
         return self.parameters[index[:, None] + np.arange(size)].copy().view(f"u{size}").ravel()
 
-    def _count_access(
-        self, instruction: Instruction, root: str, space: str, lane: Int64, address: Int64, size: int
-    ) -> None:
+    def count_access(self, instruction: Instruction, space: str, lane: Int64, address: Int64, size: int) -> None:
+        self.result.counters.accesses += len(lane)
+        if space == "generic":  # the others are the lane's own stack, which costs no sectors of a tensor
+            space, lane, address = "global", lane[address >= GLOBAL_BASE], address[address >= GLOBAL_BASE]
         if self.count and space == "global":
-            kind = "load" if root == "ld" else "store"
+            kind = "load" if instruction.opcode.startswith("ld") else "store"
             self.result.counters.global_access(kind, str(instruction), lane, address, size)
-        elif self.count:
+        elif self.count and space == "shared":
             self.result.counters.shared_access(lane, address, size)
 
     def _atomic(self, instruction: Instruction, mods: list[str]) -> Step:

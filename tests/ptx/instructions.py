@@ -265,7 +265,8 @@ def _semantics(opcode: str, error: float) -> Semantics:
             return _set_predicate(middle, kind)
         case "cvt":
             return _convert(mods[:-2], mods[-2], mods[-1])
-        case "cvta" if opcode == "cvta.to.global.u64":
+        # Generic addresses are those of the spaces: local memory lies beside global, shared has no pointers here.
+        case "cvta" if opcode in ("cvta.to.global.u64", "cvta.local.u64", "cvta.to.local.u64"):
             return Semantics("u64", ("u64",), lambda a: a)
         case "shl" if not middle:
             return Semantics(kind, (kind, "u32"), _shift_left)

@@ -21,6 +21,7 @@ WARP = 32
 BARRIER = 1 << 16  # the clock advances by this at a block barrier, by 1 at a warp's
 SHARED_BASE = 1024  # not 0: an address that lost its base is then out of bounds
 GLOBAL_BASE = 1 << 40  # above 32 bits: an address that was cut to 32 is then out of bounds
+LOCAL_BASE = 1 << 36  # also where generic addresses find it
 _ALIGNMENT = 256
 _GAP = 512  # bytes between allocations that belong to nobody
 _ALLOWED, _WRITTEN, _BY_KERNEL = 1, 2, 4
@@ -90,7 +91,7 @@ def _before(one: Int64, when: Int64, other: Int64, now: Int64) -> NDArray[np.boo
 
 
 class Memory:
-    """One space. ``window`` is the index of each lane's first byte: 0 for global memory, its block's for shared."""
+    """One space. ``window`` is the index of each lane's first byte: 0 for global memory, its block's or its own."""
 
     def __init__(self, name: str, base: int, size: int, clocks: Clocks, window: Int64, findings: list[Finding]) -> None:
         self.name, self.base, self.size = name, base, size
@@ -226,6 +227,32 @@ class Memory:
         self.report("read of unwritten bytes", instruction, lanes, addresses, unwritten, self.name)
         data[index[0]] = (before + value) % (1 << 8 * size)
         return before
+
+
+class Generic:
+    """An address without a space: of local memory from its base up to global memory's, else of global memory."""
+
+    def __init__(self, local: Memory, memory: Memory) -> None:
+        self._local, self._global = local, memory
+
+    def report(
+        self, kind: str, instruction: object, lane: Int64, address: Int64, bad: NDArray[np.bool_], detail: str
+    ) -> None:
+        self._global.report(kind, instruction, lane, address, bad, detail)
+
+    def load(self, instruction: object, lane: Int64, address: Int64, size: int) -> NDArray[np.unsignedinteger]:
+        result = np.zeros(len(lane), f"u{size}")
+        for memory, mine in self._spaces(address):
+            result[mine] = memory.load(instruction, lane[mine], address[mine], size)
+        return result
+
+    def store(self, instruction: object, lane: Int64, address: Int64, value: NDArray[np.unsignedinteger]) -> None:
+        for memory, mine in self._spaces(address):
+            memory.store(instruction, lane[mine], address[mine], value[mine])
+
+    def _spaces(self, address: Int64) -> list[tuple[Memory, NDArray[np.bool_]]]:
+        local = (address >= LOCAL_BASE) & (address < GLOBAL_BASE)
+        return [(memory, mine) for memory, mine in ((self._local, local), (self._global, ~local)) if mine.any()]
 
 
 def _repeat(bit: int, size: int) -> np.unsignedinteger:

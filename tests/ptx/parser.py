@@ -15,7 +15,9 @@ _ENTRY = re.compile(r"(?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$]+)\s*\((.*?)\)\
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+)?(?:\.global\s+)?(?:\.align\s+\d+\s+)?([\w$]+)(?:\[(\d+)\])?"
 )
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%\w+)<(\d+)>")
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%\w+)(?:<(\d+)>)?")
+_SCOPE = re.compile(r"\{[ \t]*\.reg[ \t]+\.(\w+)[ \t]+(\w+);([^\n]*?;)[ \t]*\}")
+_LOCAL = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+(\w+)\[(\d+)\]")
 _LABEL = re.compile(r"^\s*([$\w]+):")
 _INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z]\w*(?:[.:]+\w+)*)(?:\s+(.*))?$", re.DOTALL)
 _INTEGER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|\d+)U?$")
@@ -83,10 +85,15 @@ class Parameter:
 
 @dataclass
 class Kernel:
-    """An entry point: its parameters, registers (name -> type), instructions and labels (name -> instruction)."""
+    """An entry point: its parameters, registers (name -> type), instructions and labels (name -> instruction).
+
+    stack: the symbol of each lane's own ``stack_bytes`` of local memory, where it has any.
+    """
 
     name: str
     parameters: list[Parameter]
+    stack: str = ""
+    stack_bytes: int = 0
     registers: dict[str, str] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -95,7 +102,7 @@ class Kernel:
 def parse(ptx: str, kernel: str = "") -> Kernel:
     """The entry point whose name contains ``kernel``; without one, the only entry point."""
     # Comments keep their line ends: lines in reports are those of the PTX.
-    text = _COMMENT.sub(lambda match: "\n" * match[0].count("\n"), ptx)
+    text = _SCOPE.sub(_without_scope, _COMMENT.sub(lambda match: "\n" * match[0].count("\n"), ptx))
     found = [match for match in _ENTRY.finditer(text) if kernel in match[1]]
     if len(found) != 1:
         raise PTXError(f"expected one entry point like {kernel!r}, found {[match[1] for match in found]}")
@@ -108,6 +115,12 @@ def parse(ptx: str, kernel: str = "") -> Kernel:
     result = Kernel(entry[1], _parameters(entry[2]))
     _body(result, text[start:end], text.count("\n", 0, start) + 1)
     return result
+
+
+def _without_scope(scope: re.Match[str]) -> str:
+    """``{ .reg .b16 tmp; mov.b32 {tmp, %rs1}, %r1; }`` with a register of the kernel, %tmp, for the block's own."""
+    statements = re.sub(rf"(?<![\w%.]){scope[2]}\b", f"%{scope[2]}", scope[3])
+    return f".reg .{scope[1]} %{scope[2]};{statements}"
 
 
 def _parameters(text: str) -> list[Parameter]:
@@ -152,7 +165,12 @@ def _statement(kernel: Kernel, statement: str, line: int) -> None:
         kernel.labels[match[1]] = len(kernel.instructions)
         statement = statement[match.end() :].strip()
     if match := _REGISTERS.fullmatch(" ".join(statement.split())):
-        kernel.registers.update({f"{match[2]}{i}": match[1] for i in range(int(match[3]))})
+        for name in [f"{match[2]}{i}" for i in range(int(match[3]))] if match[3] else [match[2]]:
+            if kernel.registers.setdefault(name, match[1]) != match[1]:
+                raise PTXError(f"line {line}: {name} has two types")
+        return
+    if (match := _LOCAL.fullmatch(" ".join(statement.split()))) and not kernel.stack:
+        kernel.stack, kernel.stack_bytes = match[1], int(match[2])
         return
     match = _INSTRUCTION.fullmatch(statement)
     if not match:
