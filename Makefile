@@ -7,7 +7,7 @@ EXTENSION_SOURCES := setup.py $(wildcard csrc/*)
 TRAIN_FLAGS ?=
 TEST_FLAGS ?=
 
-.PHONY: train test test-all test-ptx lint coverage sanitize mutations clean
+.PHONY: train test test-all test-ptx lint coverage sanitize mutations bench clean
 
 train: $(VENV)/installed  ## fetch MNIST and train the quick start on it; TRAIN_FLAGS="--iterations 5000" changes it
 	$(RUN) -m fastinfogan.train --dataset mnist --amp $(TRAIN_FLAGS)
@@ -42,6 +42,14 @@ sanitize: $(VENV)/installed-test  ## the extension's tests under ASan and UBSan
 mutations: $(VENV)/installed-test  ## break every kernel in five ways and show which test sees it
 	$(RUN) -m tests.mutations
 
+# Runs of the speedrun that have their row of this commit and machine are not repeated.
+bench: $(VENV)/installed  ## the measured tables and pictures of bench/results/; hours on two cores
+	$(RUN) -m bench kernels
+	$(RUN) -m bench step
+	$(RUN) -m bench data
+	$(RUN) -m bench speedrun --contestants eager tuned --seeds 0
+	$(RUN) -m bench speedrun --contestants same own --seeds 0 1 2
+
 clean:  ## remove what the targets made, but for data and runs
 	rm -rf $(VENV) build *.egg-info fastinfogan/_C*.so
 
@@ -59,5 +67,5 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml $(EXTENSION_SOURCES)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(INSTALL) --no-build-isolation --editable '.[test,lint]'
+	$(INSTALL) --no-build-isolation --editable '.[test,lint,metrics,render]'
 	@touch $@

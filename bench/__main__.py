@@ -11,6 +11,7 @@ from fastinfogan.errors import UserError
 BENCHES = {
     "data": "bench.data",
     "kernels": "bench.kernels",
+    "speedrun": "bench.speedrun",
     "step": "bench.step",
 }
 

@@ -20,8 +20,9 @@ import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from bench.measure import RESULTS, in_turns, machine_columns, quantiles, significant, write_csv
-from fastinfogan.data import Encoded, ResidentBatches, StreamBatches
+from bench import plots
+from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
+from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.files import open_celeba
 
@@ -45,8 +46,8 @@ class Options:
     """Where the batches end."""
     quick: bool = False
     """Half of the images and three rounds: to see that it runs, not to quote."""
-    out: Path = RESULTS / "data.csv"
-    """The CSV to write."""
+    out: Path | None = None
+    """The CSV to write, with a picture beside it; bench/results/data.csv, or build/quick/ instead with --quick."""
 
 
 class PilFiles(Dataset[torch.Tensor]):
@@ -70,8 +71,8 @@ def main(options: Options | None = None) -> None:
     """Measure every provider in turns, print medians with 20 % and 80 % quantiles, and write them as CSV."""
     options = options or tyro.cli(Options, prog="python -m bench data", description=__doc__)
     rounds, images = (3, options.images // 2) if options.quick else (options.rounds, options.images)
-    machine = machine_columns(options.device, "nvidia-dali-cuda130", "pillow")
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    out = results_file("data", options.quick, options.out)
+    machine = announce(options.device, "nvidia-dali-cuda130", "pillow")
     with tempfile.TemporaryDirectory() as made:
         root = options.data or made_up(Path(made), images)
         encoded = open_celeba(root, "train")
@@ -79,18 +80,14 @@ def main(options: Options | None = None) -> None:
         whole_batches = len(encoded) // options.batch * options.batch
         delivered = {name: len(encoded) if name == "dali-store" else whole_batches for name in turns}
         seconds = in_turns(turns, rounds, torch.device(options.device))
-    rows = [
-        {"provider": name, "metric": "throughput", "unit": "images/s", **quantiles(delivered[name] / values)}
-        for name, values in seconds.items()
-    ]
-    for row in rows:
-        print(
-            f"{row['provider']:<16} {row['median']:>10.0f} images/s  (20 %: {row['p20']:.0f}, 80 %: {row['p80']:.0f})"
-        )
-    write_csv(
-        options.out,
-        [{k: significant(v) if isinstance(v, float) else v for k, v in row.items()} | machine for row in rows],
-    )
+    rows: list[dict[str, object]] = []
+    for name, values in seconds.items():
+        rate = quantiles(delivered[name] / values)
+        print(f"{name:<16} {rate['median']:>10.0f} images/s  (20 %: {rate['p20']:.0f}, 80 %: {rate['p80']:.0f})")
+        figures = {key: significant(value) for key, value in rate.items()}
+        rows.append({"provider": name, "metric": "throughput", "unit": "images/s", **figures, **machine})
+    write_csv(out, rows)
+    plots.save(plots.data(rows), out)
 
 
 def providers(encoded: Encoded, batch: int, device: torch.device) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -105,10 +102,10 @@ def providers(encoded: Encoded, batch: int, device: torch.device) -> Iterator[tu
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
-    low, high = RANGE
-    stream = StreamBatches(encoded, image=IMAGE, batch=batch, seed=0, low=low, high=high, flip=False, device=device)
+    plan = BatchPlan(batch, 0, *RANGE, flip=False, device=device)
+    stream = StreamBatches(encoded, plan, image=IMAGE)
     decoded = decode_all(encoded, IMAGE, device, progress=False, keep=False)
-    resident = ResidentBatches(decoded, batch=batch, seed=0, low=low, high=high, flip=False, device=device)
+    resident = ResidentBatches(decoded, plan)
 
     def pil() -> int:
         return sum(len(images.to(device, non_blocking=True)) for images in loader)

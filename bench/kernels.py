@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from bench.measure import RESULTS, in_turns, machine_columns, quantiles, significant, write_csv
+from bench import plots
+from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
 from fastinfogan import LatentSpec
 from fastinfogan.config import PRESETS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
@@ -40,8 +41,8 @@ class Options:
     """Batch 128 of the MNIST codes and five turns: to see that it runs, not to quote."""
     static: bool = False
     """Instead, what the GPU kernels compile to: registers, spills, launches, widths, bytes; needs no GPU."""
-    out: Path = RESULTS / "kernels.csv"
-    """The CSV to write."""
+    out: Path | None = None
+    """The CSV to write, with a picture beside it; bench/results/kernels.csv, or build/quick/ instead with --quick."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def main() -> None:
         static_report.main()
         return
     device = choose_device(options.device)
-    machine = machine_columns(device, "triton")
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    out = results_file("kernels", options.quick, options.out)
+    machine = announce(device, "triton")
     print(f"{'op':<15}{'codes':<8}{'batch':>6}  {'backend':<20}{'us/call':>10}{'x reference':>13}   floor, bytes")
     rows: list[dict[str, object]] = []
     for name, preset in list(SPECS.items())[: 1 if options.quick else None]:
@@ -144,7 +145,8 @@ def main() -> None:
         for batch in (128,) if options.quick else BATCHES:
             for case in cases(config.spec, config.network_tables.image, batch, device):
                 rows += measure(case, name, batch, 5 if options.quick else options.turns, device, machine)
-    write_csv(options.out, rows)
+    write_csv(out, rows)
+    plots.save(plots.kernels(rows), out)
 
 
 def measure(

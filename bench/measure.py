@@ -18,7 +18,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from fastinfogan.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def results_file(name: str, quick: bool, out: Path | None) -> Path:
+    """``out`` where given; else ``bench/results/NAME.csv``, which a quick run never touches: it is not to be quoted."""
+    return out or (ROOT / "build" / "quick" if quick else RESULTS) / f"{name}.csv"
+
+
+def announce(device: str | torch.device, *packages: str) -> dict[str, str]:
+    """:func:`machine_columns`, printed."""
+    machine = machine_columns(device, *packages)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    return machine
 
 
 def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str]:
@@ -43,9 +58,19 @@ def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The commit, with ``-dirty`` where a tracked file differs: but for results, which a benchmark itself changes."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def wait(device: torch.device) -> None:
+    """Until all that was launched on ``device`` is done: a GPU's clock is read only then."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def in_turns(
@@ -57,8 +82,7 @@ def in_turns(
         for name, run in contestants.items():
             began = time.perf_counter()
             run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
     return {name: np.array(values) for name, values in seconds.items()}
@@ -78,6 +102,35 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     print(f"written to {path}")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of ``path``; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def open_csv(path: Path, columns: Sequence[str]) -> None:
+    """Make ``path`` ready to take rows of ``columns`` behind those that it has.
+
+    Raises:
+        UserError: it has other columns.
+    """
+    if before := read_csv(path):
+        if list(before[0]) != list(columns):
+            raise UserError(f"{path} has columns {', '.join(before[0])}, not {', '.join(columns)}: move it away first")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """``rows`` behind those of ``path``, which :func:`open_csv` has made ready for them."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, list(rows[0]), lineterminator="\n").writerows(rows)
 
 
 def significant(value: float) -> str:

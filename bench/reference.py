@@ -17,7 +17,7 @@ from fastinfogan.networks import Tables, build
 
 
 class Reference:
-    """Both networks and one :meth:`step`; ``last`` holds the two logged losses."""
+    """Both networks and one :meth:`step` of two phases; ``last`` holds the two logged losses."""
 
     def __init__(
         self,
@@ -33,7 +33,8 @@ class Reference:
         seed: int = 0,
     ) -> None:
         self.spec, self.device, self.autocast = spec, device, autocast
-        self.generator, self.discriminator = (network.to(device) for network in build(tables, spec, seed=seed))
+        generator, discriminator = build(tables, spec, seed=seed)
+        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         if tuned:
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,12 +75,19 @@ class Reference:
     def step(self, images: torch.Tensor) -> None:
         """One iteration on a normalised float batch ``[n, c, h, w]`` that lies on the device."""
         images = images.contiguous(memory_format=self.memory_format)
-        batch = len(images)
-        real, fake = torch.ones(batch, device=self.device), torch.zeros(batch, device=self.device)
-        z, categories, continuous = self.latents(batch)
-
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        z, categories, continuous = self.latents(len(images))
+        with self._autocast():
             fakes = self.generate(z)
+        d_loss = self.discriminator_phase(images, fakes, categories, continuous)
+        g_loss = self.generator_phase(fakes, categories, continuous)
+        self.last = (d_loss.item(), g_loss.item())
+
+    def discriminator_phase(
+        self, images: torch.Tensor, fakes: torch.Tensor, categories: list[torch.Tensor], continuous: torch.Tensor
+    ) -> torch.Tensor:
+        """One step of D and Q; returns D's loss."""
+        real, fake = torch.ones(len(images), device=self.device), torch.zeros(len(images), device=self.device)
+        with self._autocast():
             real_logits, _ = self.discriminate(images)
             fake_logits, q = self.discriminate(fakes.detach())
             d_loss = F.binary_cross_entropy_with_logits(real_logits.float(), real)
@@ -88,12 +96,21 @@ class Reference:
         self.d_optimiser.zero_grad()
         d_total.backward()
         self.d_optimiser.step()
+        return d_loss
 
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+    def generator_phase(
+        self, fakes: torch.Tensor, categories: list[torch.Tensor], continuous: torch.Tensor
+    ) -> torch.Tensor:
+        """One step of G; returns its adversarial loss."""
+        real = torch.ones(len(fakes), device=self.device)
+        with self._autocast():
             logits, q = self.discriminate(fakes)
             g_loss = F.binary_cross_entropy_with_logits(logits.float(), real)
             g_total = g_loss + self.information_loss(q.float(), categories, continuous)
         self.g_optimiser.zero_grad()
         g_total.backward()
         self.g_optimiser.step()
-        self.last = (d_loss.item(), g_loss.item())
+        return g_loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)

@@ -1,151 +1,161 @@
-"""One training iteration, images per second: fastinfogan against a popular-style eager trainer and its tuned form.
+"""One training iteration: images per second, time by phase and peak memory, against a popular-style trainer.
 
-The contestants take turns, all on the same resident images, and are compared by the median of the ratios turn by turn.
-The floor is the arithmetic alone: FLOPs of one of our iterations over the matmul rate that this machine reached in the
-same run, in fp32 and in the low precision that ``--amp`` picks.
+The contestants take turns, all on the same images, which lie on the device, and are compared by the median of the
+ratios turn by turn. Phases are timed in turns of their own, iteration by iteration; memory in fresh processes. The
+floor (``bench/floor.py``) is the arithmetic and the traffic that an iteration cannot do without, at the rates that
+plain products and copies reached in the same run: in fp32 and in the low precision that ``--amp`` picks.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.measure import RESULTS, in_turns, machine_columns, quantiles, significant, write_csv
-from bench.reference import Reference
-from fastinfogan.config import PRESETS, TrainConfig
-from fastinfogan.data import Decoded, ResidentBatches
-from fastinfogan.precision import Precision, choose_device, choose_precision
-from fastinfogan.trainer import Trainer
-
-SPECS = {
-    "mnist": "mnist-paper",
-    "celeba": "celeba",
-    "svhn": "svhn",
-    "faces": "faces-azimuth",
-    "chairs": "chairs-rotation",
-}
-IMAGES = 4096
+from bench import floor, plots
+from bench.contestants import Contestant
+from bench.field import IMAGES, TABLES, field, format_name
+from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
+from bench.memory import peak_mib
+from bench.stopwatch import PHASES, Stopwatch
+from fastinfogan.config import PRESETS
+from fastinfogan.errors import UserError
+from fastinfogan.precision import choose_device, choose_precision
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure one training iteration of each preset."""
 
-    presets: tuple[str, ...] = ("mnist", "celeba")
+    presets: tuple[str, ...] = ("mnist", "celeba", "svhn", "faces", "chairs")
     """Any of mnist, celeba, svhn, faces, chairs: the paper's objective on that table."""
-    batches: tuple[int, ...] = (128,)
+    batches: tuple[int, ...] = (32, 128, 512, 1024)
     """Images per iteration."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     turns: int = 9
-    """Turns of five iterations that each contestant takes."""
+    """Turns that each contestant takes: five iterations each, fewer of a batch above 128."""
+    memory: bool = True
+    """Measure the peak memory too: one more process per row."""
     quick: bool = False
-    """MNIST, three turns, no compilation: to see that it runs, not to quote."""
-    out: Path = RESULTS / "step.csv"
-    """The CSV to write."""
+    """MNIST at batch 32, three turns, no compilation: to see that it runs, not to quote."""
+    static: bool = False
+    """Instead, what an iteration launches and must move, per preset and GPU; needs no GPU."""
+    out: Path | None = None
+    """The CSV to write, with a picture beside it; bench/results/step.csv, or build/quick/ instead with --quick."""
 
 
-class NoRun:
-    """Stands in for a run's folder: nothing is written while an iteration is timed."""
+@dataclass(frozen=True)
+class Rates:
+    """What the machine reached: FLOP/s of products by format, bytes read and written a second by a copy."""
 
-    path = Path()
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a 2048-cubed matrix product, the best of ten."""
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    seconds = in_turns({"matmul": lambda: a @ a}, 10, device)["matmul"]
-    return 2 * 2048**3 / float(seconds.min())
+    products: dict[str, float]
+    copies: float
 
 
-def contestants(
-    config: TrainConfig, device: torch.device, low: Precision, quick: bool
-) -> dict[str, Callable[[], object]]:
-    """Name -> one iteration."""
-    tables = config.network_tables
-    channels, height, width = tables.image
-    pixels = torch.randint(0, 256, (IMAGES, height, width, channels), dtype=torch.uint8)
-    images = Decoded("random", pixels)
-    full = Precision(device, torch.float32, "the other half of the comparison")
-    runs: dict[str, Callable[[], object]] = {}
-    for name, precision in (("fastinfogan fp32", full), (f"fastinfogan {_name(low.dtype)}", low)):
-        batches = ResidentBatches(
-            images, batch=config.batch, seed=0, low=tables.image_range[0], high=tables.image_range[1], flip=False,
-            device=device,
-        )  # fmt: skip
-        trainer = Trainer(config, batches, NoRun(), precision)  # type: ignore[arg-type]
-        runs[name] = _next_step(trainer)
-    low_value, high_value = tables.image_range
-    floats = (pixels.float() / 255 * (high_value - low_value) + low_value).permute(0, 3, 1, 2).contiguous().to(device)
-
-    def opponent(tuned: bool, autocast: torch.dtype | None) -> Callable[[], object]:
-        reference = Reference(tables, config.spec, device=device, tuned=tuned, autocast=autocast)
-        return lambda: reference.step(floats[torch.randint(0, IMAGES, (config.batch,), device=device)])
-
-    runs["eager fp32"] = opponent(False, None)
-    if not quick:
-        runs["tuned fp32"] = opponent(True, None)
-        runs[f"tuned {_name(low.dtype)}"] = opponent(True, low.dtype)
-    return runs
-
-
-def _next_step(trainer: Trainer) -> Callable[[], object]:
-    def run() -> None:
-        trainer.iteration(trainer.step)
-        trainer.step += 1
-
-    return run
-
-
-def _name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+def rates(device: torch.device) -> Rates:
+    """Measured now."""
+    dtypes = {torch.float32, choose_precision(device, amp=True).dtype}
+    products = {format_name(dtype): floor.matmul_rate(device, dtype) for dtype in dtypes}
+    return Rates(products, floor.copy_rate(device))
 
 
 def main() -> None:
-    """Print images per second of every contestant, preset by preset, and write them as CSV."""
+    """Print a row per preset, batch and contestant; write them as CSV with a picture."""
+    if "--static" in sys.argv[1:]:  # its flags are its own
+        import_module("bench.iteration_report").main([flag for flag in sys.argv[1:] if flag != "--static"])
+        return
     options = tyro.cli(Options, prog="python -m bench step", description=__doc__)
+    if unknown := [preset for preset in options.presets if preset not in TABLES]:
+        raise UserError(f"--presets takes any of {', '.join(TABLES)}, got {unknown[0]!r}")
+    if not options.batches or not all(2 <= batch <= IMAGES for batch in options.batches):
+        raise UserError(f"--batches takes numbers from 2 to {IMAGES:,}, got {' '.join(map(str, options.batches))}")
     device = choose_device(options.device)
-    low = choose_precision(device, amp=True)
-    machine = machine_columns(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    rates = {dtype: matmul_rate(device, dtype) for dtype in {torch.float32, low.dtype}}
+    out = results_file("step", options.quick, options.out)
+    machine = announce(device)
+    reached = rates(device)
+    products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s {name}" for name, rate in reached.products.items())
+    print(f"products {products}; copies {reached.copies / 1e9:.1f} GB/s read and written")
     rows: list[dict[str, object]] = []
     for preset in ("mnist",) if options.quick else options.presets:
-        for batch in options.batches:
-            # The paper's objective, so that both sides compute the same.
-            config = replace(PRESETS[SPECS[preset]], batch=batch, consistency=0.0, fixed_std=True)
-            runs = contestants(config, device, low, options.quick)
-            with FlopCounterMode(display=False) as counter:
-                runs["fastinfogan fp32"]()
-            flops = counter.get_total_flops()
-            five = {name: (lambda run=run: [run() for _ in range(5)]) for name, run in runs.items()}
-            seconds = in_turns(five, 3 if options.quick else options.turns, device)
-            for name, values in seconds.items():
-                took = quantiles(values / 5)
-                dtype = torch.float32 if name.endswith("fp32") else low.dtype
-                floor = flops / rates[dtype]
-                ratio = quantiles(seconds["eager fp32"] / values)["median"]
-                print(
-                    f"{preset:<8}batch {batch:<5}{name:<18}{batch / took['median']:>8,.0f} images/s  "
-                    f"{took['median'] * 1e3:>7.1f} ms  floor {floor * 1e3:.1f} ms  {ratio:.2f}x eager"
-                )
-                rows.append(
-                    {
-                        "preset": preset, "batch": batch, "provider": name, "unit": "ms",
-                        **{key: significant(value * 1e3) for key, value in took.items()},
-                        "images_per_second": significant(batch / took["median"]),
-                        "times_eager": significant(ratio),
-                        "gflop": significant(flops / 1e9),
-                        "floor_ms": significant(floor * 1e3),
-                        **machine,
-                    }
-                )  # fmt: skip
-    write_csv(options.out, rows)
+        for batch in (32,) if options.quick else options.batches:
+            rows += [row | machine for row in measure(preset, batch, device, options, reached)]
+        write_csv(out, rows)  # what is measured is kept, whatever becomes of the next preset
+    plots.save(plots.step(rows), out)
+
+
+def measure(preset: str, batch: int, device: torch.device, options: Options, reached: Rates) -> list[dict[str, object]]:
+    """The rows of one preset and batch, printed as they are known."""
+    torch.compiler.reset()  # or the ninth shape would meet the limit of recompilations and run eagerly
+    turns = 3 if options.quick else options.turns
+    makers = {
+        name: make for name, make in field(preset, batch, device).items() if not (options.quick and "tuned" in name)
+    }
+    contestants = {name: make() for name, make in makers.items()}
+    times = 1 if options.quick else max(1, min(5, 640 // batch))
+    runs = {name: _repeated(contestant, times) for name, contestant in contestants.items()}
+    seconds = in_turns(runs, turns, device)
+    phases = by_phase(contestants, times * max(3, turns // 3), device)
+    rows: list[dict[str, object]] = []
+    for name, values in seconds.items():
+        took = quantiles(values / times)
+        precision = name.split()[-1]
+        config = PRESETS[TABLES[preset]]
+        work = floor.iteration(config.network_tables, config.spec, batch, 4 if precision == "fp32" else 2)
+        least = work.seconds(reached.products[precision], reached.copies)
+        ratio = quantiles(seconds["eager fp32"] / values)["median"]
+        peak = peak_mib(preset, batch, name, device) if options.memory else None
+        print(
+            f"{preset:<8}batch {batch:<5}{name:<18}{batch / took['median']:>8,.0f} images/s  "
+            f"{took['median'] * 1e3:>7.1f} ms  floor {least * 1e3:.1f} ms  {ratio:.2f}x eager  "
+            + "  ".join(f"{phase} {phases[name][phase] * 1e3:.1f}" for phase in PHASES)
+            + (f"  peak {peak:,.0f} MiB" if peak is not None else "")
+        )
+        rows.append(
+            {
+                "preset": preset, "batch": batch, "provider": name, "unit": "ms",
+                **{key: significant(value * 1e3) for key, value in took.items()},
+                "images_per_second": significant(batch / took["median"]),
+                "times_eager": significant(ratio),
+                **{f"{phase}_ms": significant(phases[name][phase] * 1e3) for phase in PHASES},
+                "peak_mib": "not measured" if peak is None else significant(peak),
+                "gflop": significant(work.flops / 1e9),
+                "gbyte": significant(work.bytes / 1e9),
+                "floor_ms": significant(least * 1e3),
+                "times_floor": significant(took["median"] / least),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _repeated(contestant: Contestant, times: int) -> Callable[[], None]:
+    def turn() -> None:
+        for _ in range(times):
+            contestant.advance()
+
+    return turn
+
+
+def by_phase(contestants: dict[str, Contestant], iterations: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Median seconds of each phase of each contestant, who take turns of one iteration; their calls stay watched."""
+    watches = {name: Stopwatch(device) for name in contestants}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    for name, contestant in contestants.items():
+        contestant.watch(watches[name])
+    for _ in range(iterations):
+        for name, contestant in contestants.items():
+            contestant.advance()
+            found[name].append(watches[name].read())
+    return {
+        name: {phase: float(np.median([one[phase] for one in readings])) for phase in PHASES}
+        for name, readings in found.items()
+    }
 
 
 if __name__ == "__main__":

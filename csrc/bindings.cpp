@@ -4,6 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include <climits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -254,6 +259,99 @@ void recognize(const Layout& layout, Address recognition, int dtype, int64_t row
     cpu->recognize(op);
 }
 
+// The layers: CPU only.
+
+fig::Patches geometry(int64_t n, int64_t height, int64_t width, int64_t channels, int64_t small_height,
+                      int64_t small_width, int64_t stride, int64_t before, int dtype, Address source, Address target,
+                      int threads) {
+    return {n,      height, width,        channels,               small_height,     small_width,
+            stride, before, Dtype(dtype), at<const void>(source), at<void>(target), threads};
+}
+
+template <class... Arguments>
+void patches(Arguments... arguments) {
+    const py::gil_scoped_release release;
+    cpu->patches(geometry(arguments...));
+}
+
+template <class... Arguments>
+void fold(Arguments... arguments) {
+    const py::gil_scoped_release release;
+    cpu->fold(geometry(arguments...));
+}
+
+fig::NormAct norm_act_of(int64_t groups, int64_t rows, int64_t columns, float eps, float slope, int dtype, Address x,
+                         Address gain, Address bias, Address y, Address mean, Address variance, int threads) {
+    return {groups,
+            rows,
+            columns,
+            gain != 0,
+            eps,
+            slope,
+            Dtype(dtype),
+            at<const void>(x),
+            at<const float>(gain),
+            at<const float>(bias),
+            at<void>(y),
+            at<float>(mean),
+            at<float>(variance),
+            threads,
+            nullptr};
+}
+
+void norm_act(int64_t groups, int64_t rows, int64_t columns, float eps, float slope, int dtype, Address x, Address gain,
+              Address bias, Address y, Address mean, Address variance, int threads) {
+    const py::gil_scoped_release release;
+    fig::NormAct op =
+        norm_act_of(groups, rows, columns, eps, slope, dtype, x, gain, bias, y, mean, variance, threads);
+    const auto memory = scratch<float>(cpu->norm_act_scratch(op));
+    op.scratch = memory.get();
+    cpu->norm_act(op);
+}
+
+void norm_act_backward(int64_t groups, int64_t rows, int64_t columns, float eps, float slope, int dtype, Address x,
+                       Address gain, Address bias, Address mean, Address variance, Address y_gradient,
+                       Address x_gradient, Address gain_gradient, Address bias_gradient, int threads) {
+    const py::gil_scoped_release release;
+    fig::NormActBackward op{
+        norm_act_of(groups, rows, columns, eps, slope, dtype, x, gain, bias, 0, mean, variance, threads),
+        at<const void>(y_gradient), at<void>(x_gradient), at<float>(gain_gradient), at<float>(bias_gradient)};
+    const auto memory = scratch<float>(cpu->norm_act_scratch(op.forward));
+    op.forward.scratch = memory.get();
+    cpu->norm_act_backward(op);
+}
+
+template <class T>
+std::vector<T*> all_at(const std::vector<Address>& addresses) {
+    std::vector<T*> pointers;
+    for (const Address address : addresses) pointers.push_back(at<T>(address));
+    return pointers;
+}
+
+void adam(const std::vector<int64_t>& sizes, const std::vector<Address>& weights, const std::vector<Address>& gradients,
+          const std::vector<int>& gradient_dtypes, const std::vector<Address>& first_moments,
+          const std::vector<Address>& second_moments, const std::vector<Address>& copies, Address step,
+          double learning_rate, double beta1, double beta2, double eps, int threads) {
+    const py::gil_scoped_release release;
+    const auto weight = all_at<float>(weights), first = all_at<float>(first_moments);
+    const auto second = all_at<float>(second_moments);
+    const auto gradient = all_at<const void>(gradients);
+    const auto copy = all_at<uint16_t>(copies);
+    std::vector<Dtype> dtypes;
+    for (const int dtype : gradient_dtypes) dtypes.push_back(Dtype(dtype));
+    cpu->adam({int64_t(sizes.size()), sizes.data(), weight.data(), gradient.data(), dtypes.data(), first.data(),
+               second.data(), copy.data(), at<float>(step), learning_rate, beta1, beta2, eps, threads});
+}
+
+// glibc gives tensors of more than a few megabytes back to the system when they are freed, and gets them anew, page by
+// page and zeroed, in the next iteration: a quarter of MNIST's bfloat16 iteration. For the whole process, from now on.
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+}
+
 std::string compiler() {
 #if defined(__clang__)
     return "clang " __clang_version__;
@@ -288,4 +386,12 @@ PYBIND11_MODULE(_C, module) {
     module.def("pack_codes", &pack_codes);
     module.def("unpack_codes", &unpack_codes);
     module.def("recognize", &recognize);
+    module.def("patches", &patches<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Address,
+                                   Address, int>);
+    module.def("fold", &fold<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Address,
+                             Address, int>);
+    module.def("norm_act", &norm_act);
+    module.def("norm_act_backward", &norm_act_backward);
+    module.def("adam", &adam);
+    module.def("keep_freed_memory", &keep_freed_memory);
 }

@@ -23,6 +23,12 @@ OutOfRange image_batch(const ImageBatch&) noexcept;
 OutOfRange pack_codes(const PackCodes&) noexcept;
 void unpack_codes(const UnpackCodes&) noexcept;
 void recognize(const Recognize&) noexcept;
+void patches(const Patches&) noexcept;
+void fold(const Patches&) noexcept;
+int64_t norm_act_scratch(const NormAct&) noexcept;
+void norm_act(const NormAct&) noexcept;
+void norm_act_backward(const NormActBackward&) noexcept;
+void adam(const Adam&) noexcept;
 
 // Work is cut into chunks of a fixed number of rows: sums are taken within a chunk and then over chunks in order, so a
 // result does not depend on how many threads there are.
@@ -56,6 +62,14 @@ inline void parallel_chunks(int threads, int64_t n_chunks, const Body& body) {
     for (int64_t chunk = 0; chunk < n_chunks; ++chunk) body(chunk, omp_get_thread_num());
 #endif
 }
+
+// For the passes over memory within parallel_chunks, on plain pointers: inlined into the function that the compiler makes
+// of a parallel region, they are not vectorised, which cost norm_act a factor of ten.
+#if defined(__GNUC__)
+#define FIG_OWN_FUNCTION __attribute__((noinline))
+#else
+#define FIG_OWN_FUNCTION
+#endif
 
 // Calls body with a null pointer of the storage type: C++17 has no template lambdas.
 template <class Body>

@@ -116,6 +116,52 @@ struct Recognize {
     int threads;
 };
 
+// The geometry of a 4x4 convolution between a large image [n, height, width, channels] and a small one.
+struct Patches {
+    int64_t n, height, width, channels;  // of the large image
+    int64_t small_height, small_width;
+    int64_t stride;
+    int64_t before;  // rows and columns of padding above and to the left
+    Dtype dtype;
+    const void* source;
+    void* target;
+    int threads;
+};
+
+// Matrices of [groups * rows, columns], contiguous. Without `normalise`, bias and activation alone.
+struct NormAct {
+    int64_t groups, rows, columns;
+    bool normalise;
+    float eps, slope;
+    Dtype dtype;
+    const void* x;
+    const float *gain, *bias;
+    void* y;
+    float *mean, *variance;  // [groups, columns]
+    int threads;
+    float* scratch;
+};
+
+struct NormActBackward {
+    NormAct forward;
+    const void* y_gradient;
+    void* x_gradient;
+    float *gain_gradient, *bias_gradient;  // [columns]
+};
+
+struct Adam {
+    int64_t n_tensors;
+    const int64_t* sizes;
+    float* const* weights;
+    const void* const* gradients;
+    const Dtype* gradient_dtypes;
+    float *const *first_moments, *const *second_moments;
+    uint16_t* const* copies;  // bfloat16 copies of the weights; a null pointer where there is none
+    float* step;              // counted up here
+    double learning_rate, beta1, beta2, eps;
+    int threads;
+};
+
 struct CpuOps {
     const char* isa;
     int64_t (*sample_latents_scratch)(const SampleLatents&) noexcept;
@@ -127,6 +173,12 @@ struct CpuOps {
     OutOfRange (*pack_codes)(const PackCodes&) noexcept;
     void (*unpack_codes)(const UnpackCodes&) noexcept;
     void (*recognize)(const Recognize&) noexcept;
+    void (*patches)(const Patches&) noexcept;
+    void (*fold)(const Patches&) noexcept;
+    int64_t (*norm_act_scratch)(const NormAct&) noexcept;
+    void (*norm_act)(const NormAct&) noexcept;
+    void (*norm_act_backward)(const NormActBackward&) noexcept;
+    void (*adam)(const Adam&) noexcept;
 };
 
 extern const CpuOps cpu_ops_baseline;

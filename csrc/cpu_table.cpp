@@ -21,6 +21,12 @@ const CpuOps FIG_JOIN(cpu_ops_, FIG_ISA) = {
     FIG_ISA::pack_codes,
     FIG_ISA::unpack_codes,
     FIG_ISA::recognize,
+    FIG_ISA::patches,
+    FIG_ISA::fold,
+    FIG_ISA::norm_act_scratch,
+    FIG_ISA::norm_act,
+    FIG_ISA::norm_act_backward,
+    FIG_ISA::adam,
 };
 
 }  // namespace fig

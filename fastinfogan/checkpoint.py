@@ -90,7 +90,7 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        last = _newest(run_dir)
+        last = newest(run_dir)
         kept = f"the checkpoint before it, {last}, is intact" if last else "there is no earlier checkpoint"
         raise UserError(
             f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and "
@@ -111,7 +111,7 @@ def load(path: Path) -> Checkpoint:
     """
     file: Path | None = path
     if path.is_dir():
-        file = _newest(path)
+        file = newest(path)
         if file is None:
             raise UserError(f"there is no checkpoint in {path / FOLDER}: give the folder of a run that saved one")
     elif not path.exists():
@@ -142,9 +142,13 @@ def load_networks(path: Path, device: torch.device) -> tuple[Checkpoint, LatentS
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Adam's moments and step counts by ``index.name``."""
+    """Adam's moments and step counts by ``index.name``; copies of the counts, which may be one tensor for all."""
     state = optimiser.state_dict()["state"]
-    return {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+    return {
+        f"{index}.{key}": value.clone() if key == "step" else value
+        for index, values in state.items()
+        for key, value in values.items()
+    }
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -167,7 +171,8 @@ def _all(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob("step-*.safetensors"))
 
 
-def _newest(run_dir: Path) -> Path | None:
+def newest(run_dir: Path) -> Path | None:
+    """The checkpoint of the highest step below ``run_dir``; None where there is none."""
     paths = _all(run_dir)
     return paths[-1] if paths else None
 

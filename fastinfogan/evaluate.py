@@ -9,16 +9,23 @@ import tyro
 
 from fastinfogan import checkpoint
 from fastinfogan.commands import run_command
-from fastinfogan.metrics.evaluation import evaluate
+from fastinfogan.metrics.evaluation import ALL, QUICK, Group, evaluate
 from fastinfogan.precision import choose_device
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run: mutual information per code in nats; on labelled sets, error, NMI and ARI of argmax Q(c|x)."""
+    """Judge a run: mutual information per code in nats; on labelled sets, error, NMI and ARI of argmax Q(c|x).
+
+    With --all or --groups also sample quality, disentanglement, traversals, strokes of digits and a linear probe.
+    """
 
     run: tyro.conf.Positional[Path]
     """The run's folder (its newest checkpoint is judged), or one checkpoint file."""
+    groups: tuple[Group, ...] = QUICK
+    """What to measure. samples and traversal train a small network on the real images first where they need one."""
+    all: bool = False
+    """Measure every group that the run's data set and codes can have."""
     data: Path | None = None
     """Where the data sets lie; without it, where the run found them."""
     device: str = "auto"
@@ -31,7 +38,9 @@ def main() -> None:
     device = choose_device(command.device)
     saved, _, generator, discriminator = checkpoint.load_networks(command.run, device)
     config = saved.config if command.data is None else replace(saved.config, data=command.data)
-    evaluation = evaluate(config, generator, discriminator, saved.step)
+    groups = ALL if command.all else command.groups
+    chosen = groups not in (ALL, QUICK)
+    evaluation = evaluate(config, generator, discriminator, saved.step, groups, insist=chosen)
     folder = saved.run_dir
     evaluation.write(folder / "evaluation.json")
     print(evaluation.table())

@@ -6,18 +6,21 @@ Hold the paper's appendix C beside :data:`TABLES`: one entry a line, in the orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 
-Activation = Literal["lrelu", "relu", "sigmoid", "tanh"]
+Activation = Literal["lrelu", "relu", "sigmoid", "tanh", "none"]
 Kind = Literal["conv", "fc", "up"]
+
+Shape = tuple[int, int]  # channels, side of the square image; a vector has side 1
 
 LEAKY_SLOPE = 0.1
 INIT_STD = 0.02  # the official code's, and DCGAN's
@@ -88,6 +91,20 @@ TABLES: dict[str, Tables] = {
     "svhn": _COLOUR,
     # Table 3
     "celeba": _COLOUR,
+    # Not the paper's: Table 3 with one more halving and doubling, of twice the channels, for images of twice the side
+    "celeba-64": Tables(
+        image=(3, 64, 64),
+        trunk=[conv(64), conv(128, norm=True), conv(256, norm=True), conv(512, norm=True)],
+        recognition=[fc(128, norm=True)],
+        generator=[
+            fc(896, norm=True, grid=2),
+            up(448, norm=True),
+            up(256, norm=True),
+            up(128),
+            up(64),
+            up(3, act="tanh"),
+        ],
+    ),
     # Table 4: Q shares everything but the output
     "faces": Tables(
         image=(1, 32, 32),
@@ -120,16 +137,93 @@ TABLES: dict[str, Tables] = {
 }
 
 
+class Block(nn.Module):
+    """One line of a table: a linear map, batch norm where the line has it, and the activation.
+
+    Images are passed between blocks channels-last in memory, and an fc block takes their values in that order
+    (y, x, channel), so that nothing is copied between convolutions and fc layers. A batch may consist of ``groups``
+    equal parts one after the other, each normalised by its own statistics.
+
+    ``engine`` replaces the computation by another of the same values, see :mod:`fastinfogan.matrices`.
+    """
+
+    def __init__(self, layer: Layer, shape: Shape, hidden: Activation) -> None:
+        super().__init__()
+        self.layer, self.act = layer, layer.act or hidden
+        self.linear = _linear(layer, shape)
+        self.norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
+        if layer.norm:
+            is_vector = layer.kind == "fc" and layer.grid == 1
+            self.norm = nn.BatchNorm1d(layer.channels) if is_vector else nn.BatchNorm2d(layer.channels)
+        self.engine: Callable[[Block, torch.Tensor, int], torch.Tensor] | None = None
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns of zeros before and after the image.
+
+        At stride 1 an even kernel keeps the size only with uneven padding: one before and two after, as TensorFlow's
+        SAME has it; its transpose is a convolution with the kernel mirrored and the padding the other way round.
+        """
+        if self.layer.stride == 2:
+            return 1, 1
+        return (1, 2) if self.layer.kind == "conv" else (2, 1)
+
+    def forward(self, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        if self.engine is not None:
+            return self.engine(self, x, groups)
+        if self.layer.kind == "fc":
+            y = self.linear(flatten(x))
+            if self.layer.grid > 1:
+                y = y.unflatten(1, (self.layer.grid, self.layer.grid, self.layer.channels)).permute(0, 3, 1, 2)
+        elif self.layer.stride == 1:
+            before, after = self.padding
+            y = self.linear(F.pad(x, (before, after, before, after)))
+        else:
+            y = self.linear(x)
+        return activate(self.normalise(y, groups), self.act)
+
+    def normalise(self, y: torch.Tensor, groups: int) -> torch.Tensor:
+        """Each of ``groups`` equal parts of ``y`` by its own statistics; ``y`` itself without a norm."""
+        if self.norm is None:
+            return y
+        return self.norm(y) if groups == 1 else torch.cat([self.norm(part) for part in y.chunk(groups)])
+
+
+def flatten(x: torch.Tensor) -> torch.Tensor:
+    """Images ``[n, c, h, w]`` as rows in the order (y, x, channel), rows as they are."""
+    return x.permute(0, 2, 3, 1).flatten(1) if x.dim() == 4 else x
+
+
+def activate(x: torch.Tensor, act: Activation) -> torch.Tensor:
+    """The activation of that name; ``x`` may be overwritten."""
+    if act == "lrelu":
+        return F.leaky_relu_(x, LEAKY_SLOPE)
+    if act == "relu":
+        return F.relu_(x)
+    if act == "none":
+        return x
+    return torch.sigmoid(x) if act == "sigmoid" else torch.tanh(x)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after the other."""
+
+    def forward(self, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        for block in self:
+            x = block(x, groups)
+        return x
+
+
 class Generator(nn.Module):
     """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``."""
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
-        self.layers = _build(tables.generator, (spec.dim, 1), "relu")
+        self.blocks = _blocks(tables.generator, (spec.dim, 1), "relu")
         initialise(self)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = self.layers(z)
+        images: torch.Tensor = self.blocks(z)
         return images
 
 
@@ -142,26 +236,29 @@ class Discriminator(nn.Module):
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
         channels, height, _ = tables.image
-        self.trunk = _build(tables.trunk, (channels, height), "lrelu")
-        features = _output(tables.trunk, (channels, height))
-        self.adversarial_head = nn.Linear(features, 1)
-        self.recognition_head = nn.Sequential(
-            *_build(tables.recognition, (features, 1), "lrelu"),
-            nn.Linear(_output(tables.recognition, (features, 1)), spec.head_dim),
+        self.trunk = _blocks(tables.trunk, (channels, height), "lrelu")
+        features = (_output(tables.trunk, (channels, height)), 1)
+        self.adversarial_head = _blocks([Layer("fc", 1, act="none")], features, "lrelu")
+        self.recognition_head = _blocks(
+            [*tables.recognition, Layer("fc", spec.head_dim, act="none")], features, "lrelu"
         )
         initialise(self)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``."""
-        return self.trunk(images).flatten(1)
+    def features(self, images: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``.
+
+        ``groups``: the batch consists of as many equal parts, each with its own batch-norm statistics.
+        """
+        return flatten(self.trunk(images, groups))
 
     def adversarial(self, features: torch.Tensor) -> torch.Tensor:
         """D's logit: ``[n]``; positive means real."""
-        return self.adversarial_head(features).squeeze(1)
+        logits: torch.Tensor = self.adversarial_head(features)
+        return logits.squeeze(1)
 
-    def recognition(self, features: torch.Tensor) -> torch.Tensor:
+    def recognition(self, features: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """Q's outputs: ``[n, spec.head_dim]``, columns as in :class:`fastinfogan.codes.LatentSpec`."""
-        outputs: torch.Tensor = self.recognition_head(features)
+        outputs: torch.Tensor = self.recognition_head(features, groups)
         return outputs
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,9 +286,6 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
-Shape = tuple[int, int]  # channels, side of the square image; a vector has side 1
-
-
 def _step(layer: Layer, shape: Shape) -> Shape:
     """The shape after ``layer``."""
     _, side = shape
@@ -207,43 +301,22 @@ def _output(layers: Sequence[Layer], shape: Shape) -> int:
     return shape[0] * shape[1] ** 2
 
 
-def _build(layers: Sequence[Layer], shape: Shape, hidden: Activation) -> nn.Sequential:
-    modules: list[nn.Module] = []
+def _blocks(layers: Sequence[Layer], shape: Shape, hidden: Activation) -> Blocks:
+    blocks = Blocks()
     for layer in layers:
-        modules += _modules(layer, shape, layer.act or hidden)
+        blocks.append(Block(layer, shape, hidden))
         shape = _step(layer, shape)
-    return nn.Sequential(*modules)
+    return blocks
 
 
-def _modules(layer: Layer, shape: Shape, act: Activation) -> list[nn.Module]:
+def _linear(layer: Layer, shape: Shape) -> nn.Linear | nn.Conv2d | nn.ConvTranspose2d:
     channels, side = shape
-    modules: list[nn.Module] = []
     bias = not layer.norm  # batch norm subtracts any bias again
     if layer.kind == "fc":
-        if side > 1:
-            modules.append(nn.Flatten())
-        modules.append(nn.Linear(channels * side * side, layer.channels * layer.grid**2, bias=bias))
-        if layer.grid > 1:
-            modules.append(nn.Unflatten(1, (layer.channels, layer.grid, layer.grid)))
-    elif layer.stride == 2:
+        return nn.Linear(channels * side * side, layer.channels * layer.grid**2, bias=bias)
+    if layer.stride == 2:
         convolution = nn.Conv2d if layer.kind == "conv" else nn.ConvTranspose2d
-        modules.append(convolution(channels, layer.channels, 4, stride=2, padding=1, bias=bias))
-    elif layer.stride == 1:
-        # An even kernel keeps the size only with uneven padding: one before and two after, as TensorFlow's SAME has
-        # it; its transpose is a convolution with the kernel mirrored and the padding the other way round.
-        before, after = (1, 2) if layer.kind == "conv" else (2, 1)
-        modules.append(nn.ZeroPad2d((before, after, before, after)))
-        modules.append(nn.Conv2d(channels, layer.channels, 4, bias=bias))
-    else:
-        raise UserError(f"a {layer.kind} layer has stride 1 or 2, not {layer.stride}")
-    if layer.norm:
-        is_vector = layer.kind == "fc" and layer.grid == 1
-        modules.append(nn.BatchNorm1d(layer.channels) if is_vector else nn.BatchNorm2d(layer.channels))
-    activations: dict[Activation, nn.Module] = {
-        "lrelu": nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-        "relu": nn.ReLU(inplace=True),
-        "sigmoid": nn.Sigmoid(),
-        "tanh": nn.Tanh(),
-    }
-    modules.append(activations[act])
-    return modules
+        return convolution(channels, layer.channels, 4, stride=2, padding=1, bias=bias)
+    if layer.stride == 1:
+        return nn.Conv2d(channels, layer.channels, 4, bias=bias)  # padded by the block
+    raise UserError(f"a {layer.kind} layer has stride 1 or 2, not {layer.stride}")

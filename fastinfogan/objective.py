@@ -7,14 +7,15 @@ as most ports do. In both, G gets the gradient of L_I through the trunk. ``gener
 Figure 1: Q watches, on features that it cannot change.
 
 One term is not the paper's and is off unless asked for. Nothing in L_I ties a category to what people call one kind of
-image, and on MNIST a category often ends up as a slant of two digits. ``consistency`` adds to the D phase, on the real
-batch, KL(Q(c|x) || Q(c|warp(x))) of the categorical codes, with no gradient through the first: a category may not
-change when an image is turned, scaled or shifted a little.
+image, and on MNIST a category often ends up as a slant of two digits. ``invariance`` adds to the D phase, on the real
+batch, that Q gives an image and the same image turned, scaled or shifted a little the same category, and uses all
+categories as often as the prior of c does: each view's answers, balanced over the batch, are the targets of the other's
+(Caron et al. 2020, SwAV). What else was tried is in bench/NOTES.md. The continuous codes have no part in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ from torch import nn
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.networks import Discriminator, Generator
 from fastinfogan.ops import head_loss
+from fastinfogan.optimiser import adam_for
 from fastinfogan.precision import Precision
+
+SHARPNESS = 0.5  # of the balanced answers: below 1 they are surer than Q is, and so lead it
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Objective:
     generator_mi: G gets the gradient of L_I; without it this is a plain GAN that Q observes.
     fixed_std: Q's Gaussians have std 1 instead of a learnt one.
     saturating: G minimises log(1 - D), as Eq. 1 has it, instead of -log D.
-    consistency: weight of KL(Q(c|x) || Q(c|warp(x))) on real images; needs ``trunk_mi``; 0 is the paper's objective.
+    invariance: weight of the cross-entropy between Q's categories on real images and on their warps, balanced over the
+        batch; needs ``trunk_mi``; 0 is the paper's objective.
     """
 
     categorical_weight: float = 1.0
@@ -45,7 +50,7 @@ class Objective:
     generator_mi: bool = True
     fixed_std: bool = False
     saturating: bool = False
-    consistency: float = 0.0
+    invariance: float = 0.0
 
     def code_weights(self, spec: LatentSpec, device: torch.device) -> torch.Tensor:
         """float32 ``[n_codes]`` in the order of ``spec.names``."""
@@ -55,10 +60,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Descent:
-    """How a phase's optimiser moves: Adam's learning rate and betas."""
+    """How a phase's optimiser moves: Adam's learning rate and betas.
+
+    copies: bfloat16 copies of weights that the networks compute with (:mod:`fastinfogan.matrices`); CPU only.
+    average: where several processes train together, replaces tensors by their means over all processes, in place.
+    """
 
     learning_rate: float
     betas: tuple[float, float]
+    copies: Mapping[nn.Parameter, torch.Tensor] | None = None
+    average: Callable[[list[torch.Tensor]], None] | None = None
 
 
 class Phase:
@@ -79,7 +90,10 @@ class Phase:
         self.objective = objective
         self.precision = precision
         self.scaler = scaler
-        self.optimiser = torch.optim.Adam(parameters, lr=descent.learning_rate, betas=descent.betas, fused=True)
+        self.average = descent.average
+        self.optimiser = adam_for(
+            parameters, precision.device, lr=descent.learning_rate, betas=descent.betas, copies=descent.copies
+        )
         self.code_weights = objective.code_weights(spec, precision.device)
         self.one = torch.ones((), device=precision.device)
 
@@ -87,11 +101,13 @@ class Phase:
         """What float16 gradients are multiplied by, read on the device; None in the other formats."""
         return self.scaler.scale(self.one) if self.scaler.is_enabled() else None
 
-    def descend(self, outputs: list[torch.Tensor], gradients: tuple[torch.Tensor, ...]) -> None:
+    def descend(self, outputs: list[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """One optimiser step from the gradients that the loss op has already computed at the networks' ``outputs``."""
         self.optimiser.zero_grad(set_to_none=True)
         reached = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
         torch.autograd.backward([o for o, _ in reached], [g for _, g in reached])
+        if self.average:
+            self.average(self.optimiser.gradients())
         self.scaler.step(self.optimiser)
 
 
@@ -115,60 +131,93 @@ class DiscriminatorPhase(Phase):
     def update(
         self, images: torch.Tensor, fakes: torch.Tensor, latents: Latents, warped: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """One step on real ``images`` and detached ``fakes``, and on ``warped`` real ones for the consistency term.
+        """One step on real ``images`` and detached ``fakes``, and on ``warped`` real ones for the invariance term.
 
-        Returns head_loss's loss, real term and fake term, and behind them the KL in nats where there is one.
+        Returns head_loss's loss, real term and fake term, and behind them the term in nats where there is one.
         """
-        discriminator = self.discriminator
+        discriminator, learns_q = self.discriminator, self.objective.trunk_mi
+        kinds = [images.to(fakes.dtype), fakes] + ([] if warped is None else [warped.to(fakes.dtype)])
         with self.precision.autocast():
-            real_features = discriminator.features(images)
-            real_logits = discriminator.adversarial(real_features)
-            features = discriminator.features(fakes)
-            outputs = [real_logits, discriminator.adversarial(features)]
-            if self.objective.trunk_mi:
-                outputs.append(discriminator.recognition(features))
+            # One pass through the layers for all kinds of image; batch norm sees each kind alone.
+            features = discriminator.features(torch.cat(kinds), groups=len(kinds)).chunk(len(kinds))
+            logits = discriminator.adversarial(torch.cat(features[:2]))
+            seen = () if not learns_q else features[1:2] if warped is None else features
+            recognition = discriminator.recognition(torch.cat(seen), groups=len(seen)) if learns_q else None
+        real_logits, fake_logits = logits.detach().chunk(2)
+        answers = [] if recognition is None else list(recognition.detach().chunk(len(seen)))
         loss = head_loss(
             self.spec,
-            outputs[1].detach(),
-            real_logits=real_logits.detach(),
-            recognition=outputs[2].detach() if self.objective.trunk_mi else None,
+            fake_logits,
+            real_logits=real_logits,
+            recognition=answers[len(seen) // 2] if learns_q else None,
             categories=latents.categories,
             continuous=latents.continuous,
             code_weights=self.code_weights,
             fixed_std=self.objective.fixed_std,
             loss_scale=self.loss_scale(),
         )
-        gradients = loss.gradients[: len(outputs)]
-        if warped is None:
-            self.descend(outputs, gradients)
-            return loss.statistics[:3]
-        with self.precision.autocast():
-            with torch.no_grad():
-                target = discriminator.recognition(real_features)
-            outputs.append(discriminator.recognition(discriminator.features(warped)))
-        divergence, gradient = consistency(self.spec, target, outputs[-1].detach(), self.objective.consistency)
-        scale = self.loss_scale()
-        gradient = gradient if scale is None else gradient * scale
-        self.descend(outputs, (*gradients, gradient.to(outputs[-1].dtype)))
-        return torch.cat([loss.statistics[:3], divergence])
+        real_gradient, fake_gradient, on_fakes = loss.gradients
+        statistics, outputs, gradients = loss.statistics[:3], [logits], [torch.cat([real_gradient, fake_gradient])]
+        if recognition is not None:
+            outputs.append(recognition)
+            gradients.append(on_fakes)
+        if warped is not None:
+            value, on_images, on_warped = invariance(
+                self.spec, answers[0], answers[2], self.objective.invariance, self.loss_scale(), self.average
+            )
+            gradients[1] = torch.cat([on_images, on_fakes, on_warped])
+            statistics = torch.cat([statistics, value])
+        self.descend(outputs, gradients)
+        return statistics
 
 
-def consistency(
-    spec: LatentSpec, target: torch.Tensor, recognition: torch.Tensor, weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(target || recognition) of the categorical codes of two Q outputs ``[n, spec.head_dim]``: mean over rows, sum
-    over codes, float32 ``[1]`` in nats; and ``weight`` times its gradient with respect to ``recognition``, float32.
+def invariance(
+    spec: LatentSpec,
+    one: torch.Tensor,
+    other: torch.Tensor,
+    weight: float,
+    loss_scale: torch.Tensor | None = None,
+    average: Callable[[list[torch.Tensor]], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How well the categories of two Q outputs ``[n, spec.head_dim]`` on two views of the same images agree.
 
-    With p and q the softmaxes, d KL(p || q) / d logits of q = q - p; the continuous codes' columns get none.
+    With p, q the softmaxes of the two and a, b their :func:`balanced` answers, the mean over rows of
+    (-sum b log p - sum a log q) / 2, summed over the codes: float32 ``[1]``, nats. With it the gradients of ``weight *
+    loss_scale`` times it with respect to ``one`` and ``other``, in their dtype; a and b are constants, so that
+    d / d logits of p = (p - b) / 2n. ``average`` lets several processes balance over all their rows.
     """
-    gradient = torch.zeros_like(recognition, dtype=torch.float32)
-    divergence = gradient.new_zeros(1)
+    gradients = [torch.zeros_like(outputs, dtype=torch.float32) for outputs in (one, other)]
+    total = gradients[0].new_zeros(1)
+    scale = weight / (2 * len(one)) * (1.0 if loss_scale is None else loss_scale)
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
-        p, q = (torch.log_softmax(outputs[:, columns].float(), 1) for outputs in (target, recognition))
-        divergence += (p.exp() * (p - q)).sum() / len(q)
-        gradient[:, columns] = (q.exp() - p.exp()) * (weight / len(q))
-    return divergence, gradient
+        logits = [outputs[:, columns].float() for outputs in (one, other)]
+        targets = [balanced(own, average) for own in logits][::-1]
+        for own, target, gradient in zip(logits, targets, gradients, strict=True):
+            log_probability = torch.log_softmax(own, 1)
+            total -= (target * log_probability).sum() / (2 * len(own))
+            gradient[:, columns] = (log_probability.exp() - target) * scale
+    return total, gradients[0].to(one.dtype), gradients[1].to(other.dtype)
+
+
+def balanced(
+    logits: torch.Tensor, average: Callable[[list[torch.Tensor]], None] | None = None, rounds: int = 4
+) -> torch.Tensor:
+    """Distributions ``[n, k]`` over categories, as near to the softmax of ``logits / SHARPNESS`` as can be if all
+    categories share the rows equally: Sinkhorn's alternating normalisation of columns and rows, which ends with rows.
+
+    Source: Cuturi 2013; Caron et al. 2020, section 3.1. In logarithms, so that a category that nothing chooses is given
+    the rows that are nearest to it, however far they are.
+    """
+    scores = logits / SHARPNESS
+    for _ in range(rounds):
+        shares = torch.logsumexp(scores, 0)
+        if average:
+            shares.exp_()
+            average([shares])
+            shares.log_()
+        scores = torch.log_softmax(scores - shares, 1)
+    return scores.exp()
 
 
 class GeneratorPhase(Phase):

@@ -27,15 +27,18 @@ def new_folder(config: TrainConfig) -> Path:
 
 
 class RunDirectory:
-    """The open folder of a run that starts at ``step`` (0: a new one)."""
+    """The open folder of a run that starts at ``step`` (0: a new one); of several processes one writes it."""
 
-    def __init__(self, path: Path, config: TrainConfig, step: int) -> None:
+    def __init__(self, path: Path, config: TrainConfig, step: int, *, writes: bool = True) -> None:
         """Raises UserError: not writable, or a new run where another one has saved checkpoints."""
-        if step == 0 and any((path / checkpoint.FOLDER).glob("*.safetensors")):
-            raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
         self.path = path
         self.figures = path / "figures"
         self._metrics = path / "metrics.jsonl"
+        self._events: SummaryWriter | None = None
+        if not writes:
+            return
+        if step == 0 and checkpoint.newest(path):
+            raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
         try:
             self.figures.mkdir(parents=True, exist_ok=True)
             (path / "config.json").write_text(to_json(config))
@@ -54,7 +57,9 @@ class RunDirectory:
         return [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar per value."""
+        """One line of metrics.jsonl and one TensorBoard scalar per value, by the process that writes."""
+        if self._events is None:
+            return
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -66,4 +71,5 @@ class RunDirectory:
         return self._metrics
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,4 +1,17 @@
-"""``python -m fastinfogan.train``: train an InfoGAN on a data set by name, or on a folder of images."""
+"""``python -m fastinfogan.train``: train an InfoGAN on a data set by name, or on a folder of images.
+
+Several GPUs, or several processes on a CPU, share a run under torchrun, with the same curve at the same ``--batch``,
+which is the global one:
+
+    torchrun --nproc-per-node 4 -m fastinfogan.train --dataset celeba --run-dir runs/celeba
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m fastinfogan.train ...
+
+All machines must see the data and the run's folder under the same paths. SIGINT or SIGTERM to torchrun saves once and
+ends; ``--resume`` goes on with any number of processes that shares the batch evenly. When a process dies, the others
+end with the checkpoint to go on from; with ``torchrun --max-restarts N`` they are all started again and go on from it
+by themselves, up to N times, for which the command must say ``--run-dir`` (or ``--resume``). After the loss of a
+machine ``--nnodes 1:2`` lets those that are left go on alone.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +26,18 @@ from typing import Annotated
 import torch
 import tyro
 
-from fastinfogan import checkpoint, data, figures, run_directory
+from fastinfogan import capture, checkpoint, data, distributed, figures, run_directory
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.commands import run_command
 from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
+from fastinfogan.distributed import Ranks
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
 from fastinfogan.networks import build
 from fastinfogan.ops import selfcheck
-from fastinfogan.precision import choose_device, choose_precision
+from fastinfogan.precision import Precision, choose_precision
 from fastinfogan.run_directory import RunDirectory
-from fastinfogan.trainer import Trainer
+from fastinfogan.trainer import Stopped, Trainer
 
 
 @dataclass(frozen=True)
@@ -88,50 +102,87 @@ def _peek(arguments: list[str]) -> tuple[Start, str | None]:
 
 def main() -> None:
     """The command."""
-    began = time.perf_counter()
     config, resumed = parse(sys.argv[1:])
-    device = choose_device(config.device)
-    precision = choose_precision(device, config.amp)
-    print(f"training on {_describe(device)} in {str(precision.dtype).removeprefix('torch.')}: {precision.reason}")
+    with distributed.joined(config.device) as (ranks, device):
+        precision = choose_precision(device, config.amp)
+        stopped = _train(config, _to_go_on_from(config, resumed), ranks, precision)
+    if stopped.signal is not None:
+        raise SystemExit(128 + stopped.signal)
+
+
+def _to_go_on_from(config: TrainConfig, resumed: Path | None) -> Path | None:
+    """``resumed``; after a restart by torchrun the run's folder, where this run has saved a checkpoint meanwhile."""
+    if not distributed.restarts():
+        return resumed
+    folder = checkpoint.load(resumed).run_dir if resumed else config.run_dir
+    if folder is None:
+        raise UserError(
+            "torchrun started this run again after a process had failed, and it has no folder to go on from: give "
+            "--run-dir with --max-restarts"
+        )
+    return folder if checkpoint.newest(folder) else resumed
+
+
+def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: Precision) -> Stopped:
+    """The run, and what a completed one leaves; the first process speaks and writes for all."""
+    began = time.perf_counter()
+    say = print if ranks.first else _silent
+    device, tables, rows = precision.device, config.network_tables, ranks.share(config.batch)
+    say(_opening(config, ranks, precision))
     if warning := selfcheck.trust(device):
         print(warning, file=sys.stderr)
+    torch.backends.cudnn.benchmark = True  # shapes never change, so its trials are over after the first iteration
     saved = checkpoint.load(resumed) if resumed else None
     if saved:
         _require_resumable(saved, config)
 
-    tables = config.network_tables
-    split = data.open_split(config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables)
-    data.require_whole_batch(len(split), config.batch)
-    with contextlib.ExitStack() as cleanup:
-        folder = saved.run_dir if saved else run_directory.new_folder(config)
-        run = RunDirectory(folder, config, saved.step if saved else 0)
-        cleanup.callback(run.close)
-        batches = data.open_batches(
-            split,
-            image=tables.image,
-            batch=config.batch,
-            seed=config.seed,
-            low=tables.image_range[0],
-            high=tables.image_range[1],
-            flip=config.flip,
-            device=device,
-            placement=config.placement,
-            reject_limit=config.reject_limit,
+    with ranks.in_turn():
+        split = data.open_split(
+            config.dataset, config.data, "train", tables.image, gray=config.gray, tables=config.tables
         )
+    data.require_whole_batch(len(split), rows, ranks.world)
+    with contextlib.ExitStack() as cleanup:
+        folder = ranks.from_first(saved.run_dir if saved else run_directory.new_folder(config))
+        run = RunDirectory(folder, config, saved.step if saved else 0, writes=ranks.first)
+        cleanup.callback(run.close)
+        plan = data.BatchPlan(
+            rows, config.seed, *tables.image_range, config.flip, device, rank=ranks.rank, world=ranks.world
+        )
+        batches = data.open_batches(
+            split, plan, image=tables.image, placement=config.placement, reject_limit=config.reject_limit,
+            progress=ranks.first,
+        )  # fmt: skip
         cleanup.callback(batches.close)
-        trainer = Trainer(config, batches, run, precision)
+        trainer = Trainer(config, batches, run, precision, ranks)
         if saved:
             trainer.restore(saved)
-            print(f"resuming at step {saved.step} from {saved.path}")
-        print(f"{len(split):,} images of {split.name}; writing to {run.path}")
+            say(f"resuming at step {saved.step} from {saved.path}")
+        say(f"{len(split):,} images of {split.name}; writing to {run.path}")
         stopped = trainer.train()
         if stopped.signal is not None:
-            print(
-                f"stopped and saved at step {stopped.step}; go on with: python -m fastinfogan.train --resume {run.path}"
-            )
-            raise SystemExit(128 + stopped.signal)
-        _finish(config, trainer, run)
-        print(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
+            say(f"stopped and saved at step {stopped.step}; go on with: {_command(ranks)} --resume {run.path}")
+        elif ranks.first:
+            _finish(config, trainer, run)
+            say(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
+    return stopped
+
+
+def _opening(config: TrainConfig, ranks: Ranks, precision: Precision) -> str:
+    """What trains, how, and why so."""
+    crew = f"{ranks.world} processes, this one on " if ranks.world > 1 else ""
+    obstacle = capture.obstacle(config.capture, precision)
+    how = f"op by op ({obstacle})" if obstacle else "one captured graph per iteration"
+    number_format = str(precision.dtype).removeprefix("torch.")
+    return f"training on {crew}{_describe(precision.device)}, {how}, in {number_format}: {precision.reason}"
+
+
+def _command(ranks: Ranks) -> str:
+    launcher = f"torchrun --nproc-per-node {ranks.world}" if ranks.world > 1 else "python"
+    return f"{launcher} -m fastinfogan.train"
+
+
+def _silent(_: str) -> None:
+    """What the other processes say."""
 
 
 def _require_resumable(saved: Checkpoint, config: TrainConfig) -> None:
@@ -147,7 +198,7 @@ def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:
     """What a completed run leaves: final figures, the curves, the evaluation."""
     trainer.draw_figures("final")
     figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
-    evaluation = evaluate(config, trainer.generator, trainer.discriminator, trainer.step)
+    evaluation = evaluate(config, *trainer.alone(), trainer.step)
     evaluation.write(run.path / "evaluation.json")
     print(evaluation.table())
 

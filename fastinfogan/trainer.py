@@ -19,15 +19,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fastinfogan import checkpoint, figures
+from fastinfogan import capture, checkpoint, figures
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.codes import Latents
 from fastinfogan.config import TrainConfig
 from fastinfogan.data.batches import ResidentBatches, StreamBatches
+from fastinfogan.distributed import ALONE, LostProcess, Ranks, synchronise_norms
 from fastinfogan.errors import UserError
-from fastinfogan.networks import build
+from fastinfogan.matrices import use_matrices
+from fastinfogan.networks import Discriminator, Generator, build
 from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
-from fastinfogan.ops import sample_latents
+from fastinfogan.ops import native, sample_latents
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
@@ -35,6 +37,7 @@ from fastinfogan.warp import random_affine
 
 Batches = ResidentBatches | StreamBatches
 SUMS = ("loss/d", "loss/g")  # of the other losses
+STRETCH = 25  # iterations of a GPU between two looks at what its host has to do
 
 
 @dataclass(frozen=True)
@@ -46,79 +49,139 @@ class Stopped:
 
 
 class Trainer:
-    """Both networks, both phases and their state, at ``self.step`` iterations done."""
+    """Both networks, both phases and their state, at ``self.step`` iterations done.
 
-    def __init__(self, config: TrainConfig, batches: Batches, run: RunDirectory, precision: Precision) -> None:
+    ``step`` is the host's count of them and ``clock`` the device's, which the iterations read and move on themselves.
+    """
+
+    def __init__(
+        self, config: TrainConfig, batches: Batches, run: RunDirectory, precision: Precision, ranks: Ranks = ALONE
+    ) -> None:
         self.config = config
         self.batches = batches
         self.run_directory = run
         self.precision = precision
+        self.ranks = ranks
         self.spec = config.spec
         self.step = 0
         device = precision.device
+        self.clock = as_word64(0, device)
+        self._clock_shows = 0
+        self.rows = ranks.share(config.batch)
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if ranks.world > 1 and config.sync_batch_norm:
+            synchronise_norms(self.generator)
+            synchronise_norms(self.discriminator)
+        copies = None
+        if config.compile:
+            self._compile()
+        elif precision.dtype != torch.float16:  # whose scaler needs PyTorch's own Adam
+            copies = use_matrices((self.generator, self.discriminator), precision)
+            if copies is not None:
+                native.keep_freed_memory()
         self.seed = as_word64(config.seed, device)
         self.scaler = precision.gradient_scaler()
         betas = (config.beta1, config.beta2)
+        d_descent, g_descent = (
+            Descent(rate, betas, copies, ranks.average_together if ranks.world > 1 else None)
+            for rate in (config.lr_d, config.lr_g)
+        )
         self.discriminator_phase = DiscriminatorPhase(
-            self.discriminator, self.spec, config.objective, Descent(config.lr_d, betas), precision, self.scaler
+            self.discriminator, self.spec, config.objective, d_descent, precision, self.scaler
         )
         self.generator_phase = GeneratorPhase(
-            self.generator, self.discriminator, self.spec, config.objective, Descent(config.lr_g, betas), precision,
-            self.scaler,
-        )  # fmt: skip
-        names = ["loss/d", "loss/d_real", "loss/d_fake", *(["loss/consistency"] if config.consistency else [])]
+            self.generator, self.discriminator, self.spec, config.objective, g_descent, precision, self.scaler
+        )
+        names = ["loss/d", "loss/d_real", "loss/d_fake", *(["loss/invariance"] if config.invariance else [])]
         names += ["loss/g", "loss/g_real", "loss/g_fake"]
         names += [f"loss/{name}" for name in self.spec.names] + [f"mi/{name}" for name in self.spec.names]
-        self.metrics = Metrics(names, device)
+        self.metrics = Metrics(names, device, ranks)
+        self.capture_in(None if capture.obstacle(config.capture, precision) else capture.CudaGraph(device))
+
+    def _compile(self) -> None:
+        """Compile what the phases call; parameters keep their names."""
+        discriminator = self.discriminator
+        for part in (
+            self.generator, discriminator.trunk, discriminator.adversarial_head, discriminator.recognition_head,
+        ):  # fmt: skip
+            part.compile(dynamic=False)
+
+    def capture_in(self, graph: capture.Graph | None) -> None:
+        """Have the coming iterations captured in ``graph``; without one they run op by op."""
+        self.graph = graph
+        self._run = capture.Replayed(self._iterate, self.batches.static, graph, tqdm.write)
 
     def iteration(self, step: int) -> None:
-        """One batch through both phases."""
-        images = self.batches.at(step)
-        latents = self.draw(step)
+        """One batch through both phases: the launch of a graph, where one is captured."""
+        self.batches.prepare(step)
+        if step != self._clock_shows:
+            self.clock.fill_(step)
+        self._run()
+        self._clock_shows = step + 1
+
+    def _iterate(self) -> None:
+        """The device's part of an iteration: nothing in it depends on a value that the host holds."""
+        images = self.batches.images(self.clock)
+        latents = self.draw(self.clock)
         with self.precision.autocast():
             fakes = self.generator(latents.z)
-        warped = self.warp(images, step) if self.config.consistency else None
+        warped = self.warp(images, self.clock) if self.config.invariance else None
         d_statistics = self.discriminator_phase.update(images, fakes.detach(), latents, warped)
         g_statistics = self.generator_phase.update(fakes, latents)
         self.scaler.update()
-        self.metrics.add(step, torch.cat([d_statistics, g_statistics]))
+        self.metrics.add(self.clock, torch.cat([d_statistics, g_statistics]))
+        self.clock += 1
 
-    def draw(self, step: int) -> Latents:
-        """The latents of ``step``: a pure function of the seed and the step."""
+    @property
+    def first_row(self) -> int:
+        """The global row of this process's first one."""
+        return self.ranks.rank * self.rows
+
+    def draw(self, step: int | torch.Tensor) -> Latents:
+        """This process's latents of ``step``: a pure function of the seed and the step."""
         return sample_latents(
-            self.spec, self.config.batch, seed=self.seed, step=step, device=self.precision.device, dtype=torch.float32
+            self.spec,
+            self.rows,
+            seed=self.seed,
+            step=step,
+            row_offset=self.first_row,
+            device=self.precision.device,
+            dtype=torch.float32,
         )
 
-    def warp(self, images: torch.Tensor, step: int) -> torch.Tensor:
+    def warp(self, images: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """The real images of ``step``, each warped a little: a pure function of the seed and the step."""
-        return random_affine(images, seed=self.seed, step=as_word64(step, self.precision.device))
+        return random_affine(images, seed=self.seed, step=step, row_offset=self.first_row)
 
     def train(self, say: Callable[[str], None] = tqdm.write) -> Stopped:
         """Iterate from ``self.step`` to ``config.iterations``, or until SIGINT or SIGTERM; the end is always saved.
 
+        A signal to one process ends all of them, after the same iteration.
+
         Raises:
-            UserError: a loss or a weight that is not finite, or a disk that is full.
+            UserError: a loss or a weight that is not finite, a disk that is full, or another process that is gone.
         """
         config = self.config
-        bar = tqdm(total=config.iterations, initial=self.step, unit="it", disable=None, dynamic_ncols=True)
+        # None: only where a terminal shows it.
+        disable = None if self.ranks.first else True
+        bar = tqdm(total=config.iterations, initial=self.step, unit="it", disable=disable, dynamic_ncols=True)
         began, counted = time.perf_counter(), self.step
         saved = self.step
-        with _signals() as caught, bar:
-            while self.step < config.iterations and not caught:
-                self.iteration(self.step)
-                self.step += 1
-                bar.update()
+        stopped = False
+        with self._telling_of_lost_processes(), _signals() as caught, bar:
+            while self.step < config.iterations and not (stopped := self.ranks.any(bool(caught))):
+                bar.update(self.advance())
                 if self.step % config.log_every == 0 or self.step == config.iterations:
                     values = self._read_metrics()
                     rate = (self.step - counted) * config.batch / (time.perf_counter() - began)
                     began, counted = time.perf_counter(), self.step
                     with self._writing():
                         self.run_directory.log(self.step, {**values, "images_per_second": rate})
-                    say(self._line(values, rate))
+                    if self.ranks.first:
+                        say(self._line(values, rate))
                 if self.step % config.figure_every == 0:
                     self.draw_figures(f"{self.step:08d}")
                 if self.step % config.save_every == 0:
@@ -126,7 +189,30 @@ class Trainer:
                     saved = self.step
             if saved != self.step:
                 self.save()
-        return Stopped(self.step, caught[0] if caught and self.step < config.iterations else None)
+        return Stopped(self.step, (caught or [signal.SIGTERM])[0] if stopped else None)
+
+    def advance(self) -> int:
+        """Iterate until there is something to do between two iterations; returns how many they were."""
+        config = self.config
+        intervals = (config.log_every, config.figure_every, config.save_every)
+        stretch = STRETCH if self.precision.device.type == "cuda" else 1
+        count = min(stretch, config.iterations - self.step, *(every - self.step % every for every in intervals))
+        for _ in range(count):
+            self.iteration(self.step)
+            self.step += 1
+        return count
+
+    @contextmanager
+    def _telling_of_lost_processes(self) -> Iterator[None]:
+        """Where another process is gone, this one's state is between two steps, and only a checkpoint can go on."""
+        try:
+            yield
+        except LostProcess as error:
+            folder, last = self.run_directory.path, self._last_good()
+            advice = f"the last good checkpoint is {last}; resume it on any number of processes with --resume {folder}"
+            raise LostProcess(
+                f"{error} after step {self.step}: {advice if last else 'there is no checkpoint yet; start again'}"
+            ) from None
 
     def _read_metrics(self) -> dict[str, float]:
         """Means since the last reading. Waits for the device."""
@@ -148,7 +234,9 @@ class Trainer:
         )
 
     def draw_figures(self, label: str) -> None:
-        """Sample grid and one traversal per code, into the run's figures/."""
+        """Sample grid and one traversal per code, into the run's figures/; the first process does it."""
+        if not self.ranks.first:
+            return
         image_range = self.config.network_tables.image_range
         with self._writing():
             figures.save_figures(
@@ -156,13 +244,16 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """A checkpoint of this step. Waits for the device.
+        """A checkpoint of this step, written by the first process; all must call. Waits for the device.
 
         Raises:
             UserError: something is not finite (a bad state must not push out the last good checkpoint), or the disk
                 cannot take it.
         """
         self._require_finite()
+        self.metrics.share()
+        if not self.ranks.first:
+            return
         state = self.state()
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -212,8 +303,18 @@ class Trainer:
         }
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
+    def alone(self) -> tuple[Generator, Discriminator]:
+        """Both networks as one process has them, for it to evaluate while the others are elsewhere."""
+        if self.ranks.world == 1:
+            return self.generator, self.discriminator
+        networks = build(self.config.network_tables, self.spec, seed=self.config.seed)
+        for network, trained in zip(networks, (self.generator, self.discriminator), strict=True):
+            network.load_state_dict(trained.state_dict())
+            network.to(self.precision.device)
+        return networks
+
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from ``saved``.
+        """Go on from ``saved``; what was captured is captured anew, as the optimisers' state lies elsewhere.
 
         Raises:
             UserError: it is of another architecture.
@@ -226,36 +327,50 @@ class Trainer:
         if self.scaler.is_enabled() and (scaler := saved.part("scaler")):
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
+        self.capture_in(self.graph)
 
 
 class Metrics:
-    """Sums of the statistics of every iteration, on the device, with the first step at which each was not finite."""
+    """Sums of the statistics of every iteration, on the device, with the first step at which each was not finite.
 
-    def __init__(self, names: list[str], device: torch.device) -> None:
+    The statistics are means over this process's rows; what is read is over all processes, which read together.
+    """
+
+    def __init__(self, names: list[str], device: torch.device, ranks: Ranks = ALONE) -> None:
         self.names = names
+        self.ranks = ranks
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.first_bad = torch.zeros(len(names), dtype=torch.int64, device=device)
 
-    def add(self, step: int, statistics: torch.Tensor) -> None:
-        """``statistics``: one value per name."""
+    def add(self, step: int | torch.Tensor, statistics: torch.Tensor) -> None:
+        """``statistics``: one value per name; ``step``: an integer, or a scalar on the device."""
         self.sums += statistics
         self.count += 1
         newly_bad = ~torch.isfinite(statistics) & (self.first_bad == 0)
-        self.first_bad.masked_fill_(newly_bad, step + 1)
+        # Not masked_fill_: on a GPU that reads the value on the host.
+        self.first_bad.copy_(torch.where(newly_bad, step + 1, self.first_bad))
+
+    def share(self) -> None:
+        """Make the sums the means over all processes, in each of them; once more changes nothing."""
+        self.ranks.average_(self.sums)
 
     def first_not_finite(self) -> tuple[str, int] | None:
         """The name and step (counted from 1) of the earliest value that was not finite. Waits for the device.
 
         A term is named rather than the sum that it is part of.
         """
-        steps = self.first_bad.tolist()
+        never = torch.iinfo(torch.int64).max
+        earliest = self.first_bad.masked_fill(self.first_bad == 0, never)
+        self.ranks.least_(earliest)
+        steps = [step % never for step in earliest.tolist()]
         bad = [(step, name in SUMS, index) for index, (name, step) in enumerate(zip(self.names, steps, strict=True))]
         step, _, index = min((one for one in bad if one[0]), default=(0, False, 0))
         return (self.names[index], step) if step else None
 
     def read(self) -> dict[str, float]:
         """Means since the last reading, which start anew. Waits for the device."""
+        self.share()
         means = (self.sums / self.count).tolist()
         self.sums.zero_()
         self.count.zero_()

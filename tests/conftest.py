@@ -18,7 +18,7 @@ from image_files import idx_files, photograph, write_folder
 from fastinfogan import networks, train
 from fastinfogan.commands import run_command
 from fastinfogan.config import TrainConfig
-from fastinfogan.data import Decoded, ResidentBatches
+from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
 from fastinfogan.metrics import evaluation
 from fastinfogan.networks import Tables, conv, fc, up
 from fastinfogan.precision import Precision
@@ -133,9 +133,8 @@ def make_trainer(tiny_networks: None) -> Callable[..., Trainer]:
 
     def make(config: TrainConfig, folder: Path, dtype: torch.dtype = torch.float32, **others: Any) -> Trainer:
         pixels = torch.randint(0, 256, (IMAGES, 28, 28, 1), generator=torch.Generator().manual_seed(0)).byte()
-        batches = others.get("batches") or ResidentBatches(
-            Decoded("made", pixels), batch=config.batch, seed=config.seed, low=0, high=1, flip=True, device="cpu"
-        )
+        plan = BatchPlan(config.batch, config.seed, 0.0, 1.0, flip=True, device=torch.device("cpu"))
+        batches = others.get("batches") or ResidentBatches(Decoded("made", pixels), plan)
         run = RunDirectory(folder, config, others.get("step", 0))
         return Trainer(config, batches, run, Precision(torch.device("cpu"), dtype, "the test asks for it"))
 

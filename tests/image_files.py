@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +56,31 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    """``files`` in the tar ``path``, which is returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def bomb(width: int = 50_000, height: int = 50_000, kind: str = "PNG") -> bytes:
+    """A small file whose header claims ``width`` x ``height`` pixels; a PNG is whole but for the number of its rows."""
+    if kind == "JPEG":
+        content = bytearray(photograph(0, 16, 16))
+        at = content.index(b"\xff\xc0") + 5  # after the marker, the length and the bits per sample
+        content[at : at + 4] = struct.pack(">HH", height, width)
+        return bytes(content)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1 << 16), 9)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
 def write_celeba(root: Path, n: int, *, zipped: bool = False) -> dict[str, bytes]:
     """A CelebA of ``n`` images below ``root``/celeba, with its attributes; returns the files."""
     files = {f"img_align_celeba/{i:06d}.jpg": photograph(i) for i in range(1, n + 1)}
@@ -91,3 +120,67 @@ def write_svhn(root: Path, n: int, split: str = "train") -> tuple[npt.NDArray[np
     (root / "svhn").mkdir(parents=True, exist_ok=True)
     savemat(root / "svhn" / f"{split}_32x32.mat", {"X": pixels, "y": labels}, do_compression=True)
     return pixels, labels
+
+
+def chairs(models: int = 2) -> dict[str, bytes]:
+    """The files of ``rendered_chairs.tar``: each model from two elevations and two azimuths, 600 x 600 on white."""
+    files = {}
+    for model in range(models):
+        for number, (elevation, azimuth) in enumerate([(20, 0), (20, 11), (30, 0), (30, 348)]):
+            picture = Image.new("RGB", (600, 600), "white")
+            picture.paste((40 * model, azimuth % 256, elevation), (200, 150, 400, 450))
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            name = f"{model:032x}/renders/image_{number:03d}_p{elevation:03d}_t{azimuth:03d}_r096.png"
+            files[f"rendered_chairs/{name}"] = content.getvalue()
+    return files
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def write_dsprites(root: Path, n: int = 12, **changes: object) -> dict[str, npt.NDArray[np.generic]]:
+    """A dSprites of ``n`` images below ``root``/dsprites with the published arrays, among them the pickled note.
+
+    ``changes`` replaces arrays; returns them.
+    """
+    rng = np.random.default_rng(0)
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "imgs": rng.integers(0, 2, (n, 64, 64), dtype=np.uint8),
+        "latents_classes": np.stack([np.arange(n) % k for k in (1, 3, 6, 40, 32, 32)], 1).astype(np.int64),
+        "latents_values": rng.random((n, 6)),
+        "metadata": np.array({"title": "a dict, so pickled"}, dtype=object),
+    }
+    arrays |= changes  # type: ignore[arg-type]
+    (root / "dsprites").mkdir(parents=True, exist_ok=True)
+    path = root / "dsprites" / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return arrays
+
+
+def write_renders(folder: Path, n: int, size: int = 32, **changes: object) -> npt.NDArray[np.uint8]:
+    """What a renderer of ours leaves in ``folder``: ``images.npy`` and ``factors.npz``; returns the images.
+
+    ``changes`` replaces arrays of the factor file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, size, size), dtype=np.uint8)
+    np.save(folder / "images.npy", images)
+    arrays = {
+        "names": np.array(["azimuth", "width", "style"]),
+        "kinds": np.array(["circular", "continuous", "categorical"]),
+        "units": np.array(["degrees", "", "plain|striped"]),
+        "low": np.array([0, 0.5, 0], np.float32),
+        "high": np.array([360, 2, 1], np.float32),
+        "values": np.stack([rng.random(n) * 360, rng.random(n) + 0.5, np.arange(n) % 2], 1).astype(np.float32),
+    }
+    np.savez(folder / "factors.npz", **arrays | changes)  # type: ignore[arg-type]
+    return images

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.ops import backend as backends
 from fastinfogan.ops import head_loss, image_batch, pack_codes, recognize, sample_latents, traversal, unpack_codes
-from fastinfogan.ops.backend import VARIABLE, available
+from fastinfogan.ops.backend import VARIABLE, available, choose
 from fastinfogan.trainer import Trainer
 from tests.test_head_loss import SPEC, batch
 
@@ -124,3 +126,50 @@ def test_a_function_of_all_ops_traces_as_one_graph() -> None:
     arguments = (torch.arange(8), torch.tensor(1), torch.tensor(2), torch.randn(8, SPEC.head_dim))
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments), everything(*arguments))
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device with Triton for most ops and CUDA kernels for some, as far as the choice goes."""
+
+    def found(device_type: str, native_on_cuda: bool = False) -> tuple[str, ...]:
+        assert device_type == "cuda"
+        return ("native", "triton", "reference") if native_on_cuda else ("triton", "reference")
+
+    monkeypatch.setattr(backends, "available", found)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "op", "chosen"),
+    [
+        ("triton", {}, "triton"),
+        ("triton", {"native_on_cuda": True}, "triton"),
+        ("triton", {"native_on_cuda": True, "triton": False}, "native"),  # traversal and recognize
+        ("triton", {"triton": False}, "reference"),
+        ("triton", {"fused": False}, "reference"),  # float64
+        ("native", {"native_on_cuda": True}, "native"),
+        ("native", {}, "triton"),  # head_loss
+        ("reference", {"native_on_cuda": True}, "reference"),
+        ("", {"native_on_cuda": True}, "native"),
+    ],
+)
+def test_the_environment_prefers_a_backend_where_the_op_has_it(
+    a_gpu: None, monkeypatch: pytest.MonkeyPatch, preferred: str, op: dict[str, bool], chosen: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, preferred)
+    assert choose(None, "cuda", **op) == chosen
+
+
+@pytest.mark.parametrize("op", [{"triton": False}, {"native_on_cuda": True, "triton": False}, {"fused": False}])
+def test_the_argument_demands_a_backend(a_gpu: None, monkeypatch: pytest.MonkeyPatch, op: dict[str, bool]) -> None:
+    monkeypatch.setenv(VARIABLE, "reference")  # which the argument outranks
+    with pytest.raises(UserError, match="the triton backend cannot run this on cuda here: available are "):
+        choose("triton", "cuda", **op)
+    assert choose("triton", "cuda") == "triton"
+
+
+def test_a_preference_that_no_op_of_the_device_can_meet_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "triton")
+    monkeypatch.setattr(backends, "available", lambda *_, **__: ("native", "reference"))
+    with pytest.raises(UserError, match="the triton backend cannot run this on cpu here: available are native, ref"):
+        choose(None, "cpu")

@@ -1,50 +1,76 @@
-"""The benchmarks run, small, as a user runs them; no figure of theirs is asserted."""
+"""The benchmarks run, small, as a user runs them; no figure of theirs is asserted but what is counted."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench.measure import in_turns, quantiles, write_csv
+from bench import floor, measure, memory, plots, step
+from bench.field import TABLES, field
+from bench.floor import Work
+from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, results_file, write_csv
 from bench.reference import Reference
+from bench.stopwatch import PHASES, Stopwatch
 from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan.config import PRESETS
+from fastinfogan.errors import UserError
+from fastinfogan.networks import Tables, fc
 from tests.test_objective import TINY
 
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "providers"),
-    [("kernels", {"reference", "torch.compile"}), ("step", {"fastinfogan fp32", "eager fp32"})],
+    [
+        ("kernels", {"reference", "torch.compile"}),
+        ("step", {"fastinfogan fp32", "eager fp32"}),
+        ("data", {"pil-dataloader", "dali-stream", "resident-uint8"}),
+    ],
 )
-def test_a_quick_run_writes_a_row_for_each_contestant(name: str, providers: set[str], tmp_path: Path) -> None:
+def test_a_quick_run_writes_a_row_for_each_contestant_and_a_picture(
+    name: str, providers: set[str], tmp_path: Path
+) -> None:
     out = tmp_path / "rows.csv"
     command = [sys.executable, "-m", "bench", name, "--quick", "--device", "cpu", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    said = subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True, text=True).stdout
+    assert f"torch {torch.__version__}" in said.splitlines()[0] and "commit" in said.splitlines()[0]
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert {row["provider"] for row in rows} >= providers
     for row in rows:
         assert 0 < float(row["p20"]) <= float(row["median"]) <= float(row["p80"])
         assert row["cpu"] and row["commit"] and row["torch"] == torch.__version__
+        assert name != "step" or float(row["peak_mib"]) > 100
+    assert out.with_suffix(".png").stat().st_size > 1000
 
 
 def test_an_unknown_benchmark_is_one_sentence_with_those_there_are() -> None:
     finished = subprocess.run([sys.executable, "-m", "bench", "stpe"], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr.splitlines() == ["error: there is no benchmark 'stpe': choose one of data, kernels, step"]
+    assert finished.stderr.splitlines() == [
+        "error: there is no benchmark 'stpe': choose one of data, kernels, speedrun, step"
+    ]
+
+
+def test_a_quick_run_does_not_touch_the_results_unless_told_to(tmp_path: Path) -> None:
+    assert results_file("step", False, None) == ROOT / "bench" / "results" / "step.csv"
+    assert ROOT / "bench" not in results_file("step", True, None).parents
+    assert results_file("step", True, tmp_path / "mine.csv") == tmp_path / "mine.csv"
 
 
 def test_contestants_take_turns_and_the_first_turn_only_warms_up() -> None:
     calls: list[str] = []
-    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, torch.device("cpu"))
+    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU)
     assert calls == ["a", "b"] * 3
     assert all(len(values) == 2 for values in seconds.values())
 
@@ -58,10 +84,44 @@ def test_csv_keeps_the_order_of_its_columns(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "rows.csv").read_text() == "b,a\n1,2\n3,4\n"
 
 
+def test_rows_are_appended_and_never_below_another_header(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.csv"
+    open_csv(path, ["b", "a"])
+    append_csv(path, [{"b": 1, "a": 2}])
+    open_csv(path, ["b", "a"])
+    append_csv(path, [{"b": 3, "a": 4}, {"b": 5, "a": 6}])
+    assert path.read_text() == "b,a\n1,2\n3,4\n5,6\n"
+    with pytest.raises(UserError, match="has columns b, a, not b, c: move it away"):
+        open_csv(path, ["b", "c"])
+    assert len(read_csv(path)) == 3
+
+
+def test_a_result_that_changed_does_not_make_the_commit_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a test", "-c", "user.email=test@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    result, code = tmp_path / "bench" / "results" / "rows.csv", tmp_path / "code.py"
+    result.parent.mkdir(parents=True)
+    result.write_text("a\n")
+    code.write_text("1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    clean = measure.machine_columns("cpu")["commit"]
+    result.write_text("a\n1\n")
+    assert measure.machine_columns("cpu")["commit"] == clean
+    code.write_text("2\n")
+    assert measure.machine_columns("cpu")["commit"] == f"{clean}-dirty"
+
+
 def test_the_opponent_learns() -> None:
     """An opponent that did not train would be easy to beat."""
     spec = LatentSpec(4, (Categorical(3), Uniform(1)))
-    opponent = Reference(TINY, spec, device=torch.device("cpu"), lr_d=1e-2, lr_g=1e-2)
+    opponent = Reference(TINY, spec, device=CPU, lr_d=1e-2, lr_g=1e-2)
     images = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for _ in range(80):
         opponent.step(images)
@@ -72,3 +132,93 @@ def test_the_opponent_learns() -> None:
     assert bound > 0.7
     assert all(np.isfinite(opponent.last))
     assert continuous.shape == (64, 1)
+
+
+@pytest.mark.parametrize(("name", "gflop"), [("mnist", 36.85), ("celeba", 55.60)])
+def test_the_floor_has_the_operations_that_torch_counted_in_an_iteration(name: str, gflop: float) -> None:
+    """``gflop``: FlopCounterMode over one iteration at batch 128, bench/results/step.csv of commit 15cf1d5."""
+    config = PRESETS[TABLES[name]]
+    work = floor.iteration(config.network_tables, config.spec, 128, 4)
+    assert work.flops / 1e9 == pytest.approx(gflop, rel=2e-4)
+
+
+def test_the_floor_of_a_network_small_enough_to_count_by_hand() -> None:
+    tables = Tables(image=(1, 1, 1), trunk=[fc(3)], recognition=[], generator=[fc(1)])
+    spec = LatentSpec(2, ())
+    assert floor.part([fc(3), fc(5)], (2, 1)) == floor.Part(42, 12, 8, 21, (5, 1))
+    # Weights: G 2, trunk 3, D's head 3, Q's head 3 * 0. Operations an image, 2 a weight: G forward and its weights (not
+    # z); D on real and generated: forward, weights, and from the head back to the trunk; then through D and back.
+    assert floor.iteration(tables, spec, 1, 4).flops == 2 * (2 * 2 + 2 * (2 * 3 + 3 * 3) + 2 * (3 + 3))
+    # values: G 1, and 3 times the trunk's 3 and the head's 1; each 5 times over. Weights of D 4 times, of G twice.
+    assert floor.iteration(tables, spec, 1, 4).bytes == 4 * 5 * (1 + 3 * 4) + 4 * (4 * 6 + 2 * 2) + 32 * 8
+    assert Work(flops=100, bytes=30).seconds(flop_rate=50, byte_rate=10) == 5
+
+
+def test_a_stopwatch_adds_the_calls_of_a_phase_and_starts_anew_when_read() -> None:
+    class Slow(torch.nn.Module):
+        def forward(self) -> int:
+            time.sleep(0.02)
+            return 7
+
+    slow, watch = Slow(), Stopwatch(CPU)
+    watch.watch(slow, "forward", "g_forward")
+    assert slow() == 7 and slow() == 7
+    seconds = watch.read()
+    assert tuple(seconds) == PHASES
+    assert 0.04 <= seconds["g_forward"] < 10 and seconds["d_phase"] == 0
+    assert set(watch.read().values()) == {0.0}
+
+
+@pytest.mark.usefixtures("tiny_networks")
+def test_every_phase_of_every_contestant_is_seen() -> None:
+    made = {name: make() for name, make in field("mnist", 8, CPU).items() if "tuned" not in name}
+    assert len(made) >= 2
+    for name, phases in step.by_phase(made, 2, CPU).items():
+        assert all(phases[phase] > 0 for phase in PHASES), name
+
+
+@pytest.mark.usefixtures("tiny_networks")
+def test_rows_of_step_say_what_the_issue_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    reached = step.Rates({"fp32": 1e9, "bf16": 2e9, "fp16": 2e9}, 1e9)
+    rows = step.measure("mnist", 8, CPU, step.Options(quick=True, memory=False), reached)
+    providers = [row["provider"] for row in rows]
+    assert providers[0] == "fastinfogan fp32" and providers[-1] == "eager fp32"
+    for row in rows:
+        assert {"images_per_second", "times_eager", "peak_mib", "floor_ms", "times_floor"} < set(row)
+        assert {f"{phase}_ms" for phase in PHASES} < set(row)
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    assert len(plots.step(rows).axes) == 1
+
+
+@pytest.mark.slow
+def test_memory_is_the_high_water_mark_of_a_process_alone() -> None:
+    """Not getrusage's, which a fresh process inherits from the large one that started it."""
+    code = "import bench.memory, torch; print(bench.memory.high_water_mib(torch.device('cpu')))"
+    large = np.ones(1 << 30, dtype=np.uint8)
+    assert memory.high_water_mib(CPU) > large.nbytes / 2**20
+    fresh = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert 50 < float(fresh) < large.nbytes / 2**20
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--presets", "mnits"], "--presets takes any of mnist, celeba, svhn, faces, chairs, got 'mnits'"),
+        (["--batches", "1"], "--batches takes numbers from 2 to 4,096, got 1"),
+    ],
+)
+def test_step_says_what_it_cannot_measure(flags: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["step", *flags])
+    with pytest.raises(UserError, match=sentence):
+        step.main()
+
+
+def test_pictures_show_every_contestant() -> None:
+    common = {"p20": "1", "p80": "3", "median": "2"}
+    kernels = [
+        {"op": op, "codes": "mnist", "batch": batch, "provider": provider, **common}
+        for op in ("a", "b") for batch in (64, 128) for provider in ("native", "reference")
+    ]  # fmt: skip
+    assert [len(axes.lines) for axes in plots.kernels(kernels).axes] == [2, 2]
+    (axes,) = plots.data([{"provider": name, **common} for name in ("pil", "dali")]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["pil", "dali"]

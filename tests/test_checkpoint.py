@@ -231,10 +231,14 @@ def test_another_architecture_is_told_with_the_layer_and_both_shapes(tmp_path: P
     other = TrainConfig(noise=5, codes=("cat:3",))
     wrong, _ = build(other.network_tables, other.spec, seed=0)
     before = {name: tensor.clone() for name, tensor in wrong.state_dict().items()}
-    with pytest.raises(UserError, match=r"another architecture: generator.layers.0.weight is \(16, 7\) in it and"):
+    with pytest.raises(
+        UserError, match=r"another architecture: generator.blocks.0.linear.weight is \(16, 7\) in it and"
+    ):
         loaded.restore("generator", wrong)
     assert all(torch.equal(tensor, before[name]) for name, tensor in wrong.state_dict().items())
-    with pytest.raises(UserError, match=r"absent.layers.0.weight is missing in it and \(16, 8\) in the networks"):
+    with pytest.raises(
+        UserError, match=r"absent.blocks.0.linear.weight is missing in it and \(16, 8\) in the networks"
+    ):
         loaded.restore("absent", wrong)
     colour = TrainConfig(tables="celeba", noise=4, codes=("cat:3",))
     with pytest.raises(UserError, match=r"is of another architecture: discriminator"):

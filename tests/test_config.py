@@ -136,8 +136,8 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         *[({"reject_limit": bad}, f"--reject-limit is a share from 0 to 1, got {bad}")
           for bad in (-0.1, 1.5, math.nan)],
         *[({"seed": bad}, f"--seed must be 0 to 2**64 - 1, got {bad}") for bad in (-1, 2**64)],
-        *[({"consistency": bad}, f"--consistency must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
-        ({"consistency": 1.0, "trunk_mi": False}, "--consistency 1.0 moves Q and the trunk"),
+        *[({"invariance": bad}, f"--invariance must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
+        ({"invariance": 1.0, "trunk_mi": False}, "--invariance 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
         ({"codes": ("uniform:0",)}, "uniform:0 holds no code"),
         ({"codes": ("dog:3",)}, "cannot read the code 'dog:3': write cat:K"),
@@ -174,7 +174,7 @@ def test_presets_are_the_experiments_of_the_papers_appendix_c(name: str) -> None
     if name not in RATES:  # the quick start, see below
         return
     lr_d, lr_g, categorical_weight, continuous_weight = RATES[name]
-    assert config.trunk_mi and config.generator_mi and config.consistency == 0
+    assert config.trunk_mi and config.generator_mi and config.invariance == 0
     assert (config.lr_d, config.lr_g, config.beta1, config.continuous_weight) == (lr_d, lr_g, 0.5, continuous_weight)
     assert categorical_weight in (None, config.categorical_weight)
 
@@ -183,7 +183,7 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
     quick, paper = asdict(preset("mnist")), asdict(preset("mnist-paper"))
     differ = {name for name in quick if quick[name] != paper[name]}
     assert differ <= {
-        "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "consistency",
+        "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "invariance", "lr_d",
     }  # fmt: skip
 
 

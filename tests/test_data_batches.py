@@ -9,7 +9,7 @@ import pytest
 import torch
 from image_files import photograph, write_folder
 
-from fastinfogan.data import Decoded, Encoded, ResidentBatches, StreamBatches, batches, open_batches
+from fastinfogan.data import BatchPlan, Decoded, Encoded, ResidentBatches, StreamBatches, batches, open_batches
 from fastinfogan.data.batches import Order, free_bytes
 from fastinfogan.data.files import open_folder
 from fastinfogan.errors import UserError
@@ -17,7 +17,10 @@ from fastinfogan.errors import UserError
 N = 22
 CPU = torch.device("cpu")
 IMAGE = (3, 16, 16)
-WITH: dict[str, Any] = {"seed": 3, "low": -1.0, "high": 1.0, "flip": True, "device": "cpu"}
+
+
+def plan(batch: int, **changes: Any) -> BatchPlan:
+    return BatchPlan(**{"batch": batch, "seed": 3, "low": -1.0, "high": 1.0, "flip": True, "device": CPU} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +46,27 @@ def decoded() -> Decoded:
 
 
 def stream(encoded: Encoded, batch: int = 4, **others: Any) -> StreamBatches:
-    return StreamBatches(encoded, image=IMAGE, batch=batch, reject_limit=0.1, **WITH | others)
+    return StreamBatches(encoded, plan(batch, **others), image=IMAGE, reject_limit=0.1)
 
 
 def test_an_epoch_visits_every_image_once_and_the_next_in_another_order() -> None:
-    order = Order(24, 4, seed=1, device=CPU)
-    epochs = [torch.cat([order.rows(epoch * 6 + i) for i in range(6)]) for epoch in range(2)]
+    order = Order(24, plan(4), CPU)
+    epochs = [torch.cat([order.at(epoch * 6 + i) for i in range(6)]) for epoch in range(2)]
     assert order.steps_per_epoch == 6
     assert all(torch.equal(epoch.sort().values, torch.arange(24)) for epoch in epochs)
     assert not torch.equal(*epochs)
 
 
 def test_images_left_over_by_one_epoch_come_in_another() -> None:
-    order = Order(N, 5, seed=1, device=CPU)
+    order = Order(N, plan(5), CPU)
     assert order.steps_per_epoch == 4
-    assert set(torch.cat([order.rows(step) for step in range(40)]).tolist()) == set(range(N))
+    assert set(torch.cat([order.at(step) for step in range(40)]).tolist()) == set(range(N))
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_the_batch_that_one_rank_would_see(decoded: Decoded, world: int) -> None:
-    alone = ResidentBatches(decoded, batch=8, **WITH)
-    ranks = [ResidentBatches(decoded, batch=8 // world, rank=rank, world=world, **WITH) for rank in range(world)]
+    alone = ResidentBatches(decoded, plan(8))
+    ranks = [ResidentBatches(decoded, plan(8 // world, rank=rank, world=world)) for rank in range(world)]
     for step in (0, 1, 2, 7):
         assert torch.equal(alone.at(step), torch.cat([rank.at(step) for rank in ranks]))
 
@@ -75,8 +78,8 @@ def test_streaming_ranks_share_the_batch_that_one_rank_would_see(encoded: Encode
 
 
 def test_a_stream_gives_what_the_resident_set_gives(whole: Encoded) -> None:
-    resident = open_batches(whole, image=IMAGE, batch=4, placement="resident", progress=False, **WITH)
-    streamed = open_batches(whole, image=IMAGE, batch=4, placement="stream", **WITH)
+    resident = open_batches(whole, plan(4), image=IMAGE, placement="resident", progress=False)
+    streamed = open_batches(whole, plan(4), image=IMAGE, placement="stream")
     assert isinstance(resident, ResidentBatches) and isinstance(streamed, StreamBatches)
     for step in range(resident.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
@@ -102,7 +105,7 @@ def test_a_damaged_file_is_replaced_by_the_next_of_the_set(encoded: Encoded) -> 
     by_index: dict[int, torch.Tensor] = {}
     for step in range(30):
         pixels = batches.decoder.at(step)
-        by_index |= dict(zip(batches.order.rows(step).tolist(), pixels.clone(), strict=True))
+        by_index |= dict(zip(batches.order.at(step).tolist(), pixels.clone(), strict=True))
     assert torch.equal(by_index[7], by_index[9]) and torch.equal(by_index[8], by_index[9])
     assert not torch.equal(by_index[6], by_index[9])
     assert sorted(batches.decoder.rejected) == [7, 8]
@@ -119,10 +122,8 @@ def test_a_sequence_is_one_pipeline(whole: Encoded, monkeypatch: pytest.MonkeyPa
 
 
 def test_batches_are_channels_last_in_the_range_and_type_asked_for(decoded: Decoded) -> None:
-    batches = ResidentBatches(
-        decoded, batch=4, **WITH | {"flip": False, "low": -2.0, "high": 5.0}, dtype=torch.bfloat16
-    )
-    images, rows = batches.at(3), batches.order.rows(3)
+    batches = ResidentBatches(decoded, plan(4, flip=False, low=-2.0, high=5.0, dtype=torch.bfloat16))
+    images, rows = batches.at(3), batches.order.at(3)
     assert images.shape == (4, *IMAGE) and images.dtype == torch.bfloat16
     assert images.is_contiguous(memory_format=torch.channels_last)
     expected = decoded.pixels[rows].permute(0, 3, 1, 2).float() * (7 / 255) - 2
@@ -130,7 +131,7 @@ def test_batches_are_channels_last_in_the_range_and_type_asked_for(decoded: Deco
 
 
 def test_a_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(decoded: Decoded) -> None:
-    plain, flipped = (ResidentBatches(decoded, batch=N, **WITH | {"flip": flip}) for flip in (False, True))
+    plain, flipped = (ResidentBatches(decoded, plan(N, flip=flip)) for flip in (False, True))
     mirrored = 0
     for step in range(10):
         for one, other in zip(plain.at(step), flipped.at(step), strict=True):
@@ -144,8 +145,8 @@ def test_a_batch_larger_than_the_set_is_told_before_decoding(
     whole: Encoded, placement: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "decode_all", lambda *_, **__: pytest.fail("decoded first"))
-    with pytest.raises(UserError, match="a batch of 24 is larger than the set of 22 images: choose --batch 11 or less"):
-        open_batches(whole, image=IMAGE, batch=12, world=2, placement=placement, **WITH)
+    with pytest.raises(UserError, match="a batch of 24 is larger than the set of 22 images: choose --batch 22 or less"):
+        open_batches(whole, plan(12, world=2), image=IMAGE, placement=placement)
 
 
 def test_auto_is_resident_up_to_a_quarter_of_the_free_memory(
@@ -154,8 +155,8 @@ def test_auto_is_resident_up_to_a_quarter_of_the_free_memory(
     needed = N * 3 * 16 * 16
     for free, kind in ((4 * needed, ResidentBatches), (4 * needed - 1, StreamBatches)):
         monkeypatch.setattr(batches, "free_bytes", lambda device, free=free: free)
-        assert isinstance(open_batches(whole, image=IMAGE, batch=4, progress=False, **WITH), kind)
-        assert isinstance(open_batches(decoded, image=IMAGE, batch=4, **WITH), ResidentBatches)
+        assert isinstance(open_batches(whole, plan(4), image=IMAGE, progress=False), kind)
+        assert isinstance(open_batches(decoded, plan(4), image=IMAGE), ResidentBatches)
     assert free_bytes(CPU) > 1 << 20
 
 
@@ -163,7 +164,28 @@ def test_a_set_published_decoded_is_not_streamed(decoded: Decoded) -> None:
     with pytest.raises(
         UserError, match="made is published decoded and cannot be streamed: choose --placement resident"
     ):
-        open_batches(decoded, image=IMAGE, batch=4, placement="stream", **WITH)
+        open_batches(decoded, plan(4), image=IMAGE, placement="stream")
+
+
+@pytest.mark.parametrize("kind", ["resident", "stream"])
+def test_every_step_reads_the_same_memory(whole: Encoded, decoded: Decoded, kind: str) -> None:
+    """A captured graph reads where it read while it was captured, in every epoch."""
+    batches = ResidentBatches(decoded, plan(4)) if kind == "resident" else stream(whole)
+    before = [tensor.data_ptr() for tensor in batches.static()]
+    for step in range(2 * batches.steps_per_epoch + 1):
+        batches.at(step)
+    assert [tensor.data_ptr() for tensor in batches.static()] == before
+    batches.close()
+
+
+def test_the_step_is_read_on_the_device(decoded: Decoded) -> None:
+    """One tensor that counts gives the batch of every step, once the host has prepared it."""
+    batches, clock = ResidentBatches(decoded, plan(4, rank=1, world=2)), torch.tensor(0)
+    for step in range(7):  # an epoch is two
+        batches.prepare(step)
+        images = batches.images(clock)
+        clock += 1
+        assert torch.equal(images, batches.at(step))
 
 
 def test_the_path_of_a_set_on_the_disk_may_be_a_zip(whole: Encoded, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from image_files import idx_files, photograph, write_folder
+from image_files import chairs, idx_files, photograph, write_celeba, write_folder, write_renders, write_svhn, write_tar
 from PIL import Image
 
 from fastinfogan.commands import run_command
 from fastinfogan.data import __main__ as command
 from fastinfogan.data import mnist
+from fastinfogan.data.decode import Decoder
+from fastinfogan.data.render import NAMES
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,105 @@ def test_check_lists_every_rejected_file(
         f"  {tmp_path}/photos/2.jpg: not an image" in said and f"  {tmp_path}/photos/4.jpg: the file is empty" in said
     )
     assert f"contact sheet: {sheet}" in said and sheet.is_file()
+
+
+def test_check_tells_sizes_factors_and_what_the_preset_makes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    write_tar(tmp_path / "chairs" / "rendered_chairs.tar", chairs(2))
+    run(monkeypatch, "check", "chairs", "--data", tmp_path, "--sheet", tmp_path / "chairs.png")
+    said = capsys.readouterr().out
+    assert "chairs train: 8 images of 64x64x1" in said and "sizes of the files: 8 of 600x600" in said
+    assert "factor azimuth: circular, from 0 to 348 of [0, 360], 3 values" in said
+    assert "factor model: categorical, from 0 to 1 of [0, 1], 2 values" in said
+    write_renders(tmp_path / "faces", 6)
+    run(monkeypatch, "check", "faces", "--data", tmp_path, "--sheet", tmp_path / "faces.png")
+    said = capsys.readouterr().out
+    assert "faces train: 6 images of 32x32x1" in said and "factor style: categorical, from 0 to 1" in said
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "check", "faces", "--data", tmp_path, "--tables", "chairs")
+    told = "faces holds 32x32x1 images but the chairs networks take 64x64x1: choose --tables faces"
+    assert told in capsys.readouterr().err
+
+
+def test_prepare_decodes_once_and_mends_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    write_celeba(tmp_path, 4, zipped=True)
+    home = tmp_path / "celeba" / ".fastinfogan"
+    run(monkeypatch, "prepare", "celeba", "--data", tmp_path)
+    assert capsys.readouterr().out == f"celeba train: 4 images of 32x32x3 in {home}, 0 rejected\n"
+    (path,) = home.glob("*.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + b"damaged")
+    run(monkeypatch, "prepare", "celeba", "--data", tmp_path)
+    assert "is damaged and is made anew" in capsys.readouterr().err and path.read_bytes() == content
+    monkeypatch.setattr(Decoder, "at", lambda *_: pytest.fail("decoded again"))
+    run(monkeypatch, "check", "celeba", "--data", tmp_path, "--sheet", tmp_path / "sheet.png")
+    assert "rejected: 0 of 4" in capsys.readouterr().out
+
+
+def test_prepare_writes_shards_that_check_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    write_celeba(tmp_path, 4)
+    out = tmp_path / "shards"
+    run(monkeypatch, "prepare", "celeba", "--data", tmp_path, "--shards", out, "--shard-mib", 1)
+    told = f"celeba train: 4 images in {out}/celeba/train; train with --data {out}\n"
+    assert capsys.readouterr().out == told
+    run(monkeypatch, "check", "celeba", "--data", out, "--sheet", tmp_path / "sheet.png")
+    said = capsys.readouterr().out
+    assert "celeba train: 4 images of 32x32x3" in said and "factor Attribute_0: categorical" in said
+
+
+def test_prepare_tells_what_it_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_svhn(tmp_path, 4)
+    run(monkeypatch, "prepare", "svhn", "--data", tmp_path, "--shards", tmp_path / "shards")
+    assert capsys.readouterr().out == "svhn train: 4 images are published decoded, there is nothing to shard\n"
+    write_celeba(tmp_path, 4)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "prepare", "celeba", "--data", tmp_path, "--shards", tmp_path / "shards", "--shard-mib", 0)
+    assert "--shard-mib must be 1 or more, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("svhn", ("train_32x32.mat", "page of The Street View House Numbers", "data render svhn-like")),
+        ("celeba", ("img_align_celeba.zip", "CelebA project page", "data render celeba-like")),
+        ("faces", ("Basel Face Model", "data render faces")),
+        ("chairs", ("rendered_chairs.tar", "page of Seeing 3D Chairs", "data render chairs")),
+        ("dsprites", ("or40x32y32_64x64.npz", "dsprites-dataset", "data render sprites")),
+    ],
+)
+def test_fetch_says_where_an_absent_set_is_to_be_had(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    parts: tuple[str, ...],
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, "fetch", name, "--data", tmp_path)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1
+    assert all(part in said for part in (*parts, str(tmp_path))), said
+
+
+def test_render_draws_with_what_the_command_line_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(command, "draw", lambda name, **options: asked.append((name, options)))
+    options = ["--count", 7, "--seed", 3, "--out", tmp_path, "--size", 64, "--workers", 1]
+    for name in NAMES:
+        run(monkeypatch, "render", name, *options)
+    rest = {"count": 7, "seed": 3, "out": tmp_path, "size": 64, "models": None, "workers": 1}
+    assert asked == [(name, rest) for name in NAMES]
 
 
 def test_what_the_user_can_mend_is_one_line_and_status_2(

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from image_files import photograph, truncated, write_folder
+from image_files import bomb, photograph, truncated, write_folder
 from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
-from fastinfogan.data import Encoded, decode
+from fastinfogan.data import Encoded, Factors, decode
 from fastinfogan.data.decode import Decoder, decode_all
 from fastinfogan.data.files import open_folder
 from fastinfogan.errors import UserError
@@ -28,8 +28,10 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "cut": (truncated(photograph(5)), "truncated"),
     "empty": (b"", "the file is empty"),
     "text": (b"<html>404 not found</html>", "not an image, it starts with 3c 68 74 6d 6c"),
-    "gif": (photograph(5, kind="GIF"), "DALI cannot decode this GIF"),
-    "header": (photograph(5, kind="PNG")[:40], ""),
+    "gif": (photograph(5, kind="GIF"), "a GIF file named .jpg: rename it, or convert it to JPEG"),
+    "png": (photograph(5, kind="PNG"), "a PNG file named .jpg: rename it, or convert it to JPEG"),
+    "header": (photograph(5)[:40], "truncated: a JPEG that ends before it says its size"),
+    "bomb": (bomb(kind="JPEG"), "its header says 50,000 x 50,000 pixels, more than 16,384 a side"),
 }
 
 
@@ -51,14 +53,14 @@ def folder_of(root: Path, n: int, damaged: dict[int, bytes] | None = None) -> En
 
 @pytest.fixture(scope="module")
 def mixed_kinds(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
-    """Files of every usual kind and shape, some of them under a wrong suffix."""
+    """Files of every usual kind and shape."""
     files = {
         "0.jpg": photograph(0),
         "1.jpg": photograph(1, mode="L"),
-        "2.jpg": photograph(2, kind="PNG"),
+        "2.png": photograph(2, kind="PNG"),
         "3.png": photograph(3, mode="RGBA", kind="PNG"),
         "4.png": photograph(4, mode="LA", kind="PNG"),
-        "5.png": photograph(5, 200, 150),
+        "5.jpg": photograph(5, 200, 150),
         "6.jpeg": photograph(6, 150, 150, mode="CMYK"),
         "7.png": photograph(7, 20, 24, kind="PNG"),
     }
@@ -106,8 +108,31 @@ def test_more_damage_than_allowed_stops_with_the_numbers(tmp_path: Path) -> None
     ):
         decode_all(encoded, (3, 16, 16), CPU, progress=False)
     assert not list((tmp_path / ".fastinfogan").glob("folder*"))
-    decoded = decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.25)
-    assert len(decoded) == 15 and len(decoded.rejected) == 5
+    decoded = decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.5)
+    assert len(decoded) == 20 - len(DAMAGED) and len(decoded.rejected) == len(DAMAGED)
+
+
+def test_a_store_made_under_a_higher_limit_is_no_way_around_the_limit(tmp_path: Path) -> None:
+    encoded = folder_of(tmp_path, 20, {3: b"", 7: b"", 9: b""})
+    assert len(decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=1.0)) == 17
+    with pytest.raises(UserError, match=r"3 of 20 files of folder cannot be decoded, at most 2 may be, .*009.jpg"):
+        decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.1)
+
+
+def test_factors_keep_to_the_images_that_can_be_decoded(tmp_path: Path) -> None:
+    encoded = folder_of(tmp_path, 6, {1: b"", 4: b"damaged"})
+    values = torch.arange(12.0).view(6, 2)
+    factors = Factors(("one", "two"), ("continuous", "circular"), values, (0.0, 0.0), (1.0, 360.0))
+    for _ in range(2):  # decoded, then found again
+        decoded = decode_all(
+            dataclasses.replace(encoded, factors=factors), (3, 16, 16), CPU, progress=False, reject_limit=0.5
+        )
+        assert decoded.factors is not None and torch.equal(decoded.factors.values, values[[0, 2, 3, 5]])
+
+
+def test_the_reason_is_another_decoders_or_that_dali_alone_refuses() -> None:
+    assert decode._reason(np.frombuffer(photograph(5), np.uint8)) == "DALI cannot decode this JPEG"
+    assert "truncated" in decode._reason(np.frombuffer(truncated(photograph(5)), np.uint8))
 
 
 @pytest.mark.parametrize("content", [b"", b"x"])
@@ -154,17 +179,36 @@ def test_batches_stay_valid_while_later_ones_are_decoded(tmp_path: Path) -> None
     assert torch.equal(torch.cat(batches[:4]), decode_all(encoded, (3, 16, 16), CPU, progress=False).pixels)
 
 
-def never(*_: object) -> None:
-    pytest.fail("decoded again")
-
-
 def test_a_set_is_decoded_once_and_mapped_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = folder_of(tmp_path, 10, {4: b"damaged"})
     first = decode_all(encoded, (3, 16, 16), CPU, progress=False)
-    monkeypatch.setattr(decode, "_fill", never)
+    monkeypatch.setattr(Decoder, "at", lambda *_: pytest.fail("decoded again"))
     second = decode_all(open_folder(tmp_path, "train"), (3, 16, 16), CPU, progress=False)
     assert torch.equal(first.pixels, second.pixels) and first.rejected == second.rejected
     assert not list((tmp_path / ".fastinfogan").glob("*.part"))
+
+
+def test_an_interrupted_decoding_goes_on_and_ends_with_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decode, "STORE_BATCH", 4)
+    monkeypatch.setattr(decode.store, "BLOCK", 8)
+    encoded = folder_of(tmp_path, 30, {2: b"damaged", 9: b"", 27: b"damaged"})
+    whole = decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.2, keep=False)
+    at, asked = Decoder.at, []
+
+    def interrupted(self: Decoder, k: int) -> torch.Tensor:
+        asked.append(k)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return at(self, k)
+
+    monkeypatch.setattr(Decoder, "at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.2)
+    decoded = decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.2)
+    assert asked == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7] and "going on after 16 images" in capsys.readouterr().err
+    assert torch.equal(decoded.pixels, whole.pixels) and decoded.rejected == whole.rejected and len(decoded) == 27
 
 
 @pytest.mark.parametrize(
@@ -195,13 +239,14 @@ def test_a_folder_that_cannot_be_written_costs_a_notice(tmp_path: Path, capsys: 
 
 
 def test_of_two_at_once_one_decodes_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded, fill, calls = folder_of(tmp_path, 10), decode._fill, []
+    encoded, calls = folder_of(tmp_path, 10), []
+    build = Decoder._build
 
     def counted(*arguments: object) -> object:
         calls.append(1)
-        return fill(*arguments)  # type: ignore[arg-type]
+        return build(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode, "_fill", counted)
+    monkeypatch.setattr(Decoder, "_build", counted)
     results: list[torch.Tensor] = []
 
     def run() -> None:

@@ -11,7 +11,8 @@ import pytest
 from image_files import ATTRIBUTES, idx_files, photograph, truncated, write_celeba, write_folder, write_zip
 
 from fastinfogan.data import Encoded, mnist, open_split
-from fastinfogan.data.files import celeba_attributes, open_celeba, open_folder
+from fastinfogan.data.celeba import celeba_attributes
+from fastinfogan.data.files import open_celeba, open_folder
 from fastinfogan.errors import UserError
 
 CLUTTER = {
@@ -69,7 +70,7 @@ def test_subfolders_train_and_test_are_the_splits_where_both_exist(tmp_path: Pat
 def test_a_place_without_images_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path} holds no .jpg, .jpeg, .png file"):
         open_folder(write_folder(tmp_path, CLUTTER), "train")
-    with pytest.raises(UserError, match=r"expected a folder or a zip of images, got .*absent: give one with --data"):
+    with pytest.raises(UserError, match=r"expected a folder, a zip or a tar of images, got .*absent: give one"):
         open_folder(tmp_path / "absent", "train")
 
 

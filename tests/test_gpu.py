@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan import Categorical, LatentSpec, Uniform, checkpoint, data
+from fastinfogan.capture import WARM_UP, Replayed
+from fastinfogan.config import TrainConfig
+from fastinfogan.data import BatchPlan, Decoded, ResidentBatches, StreamBatches
 from fastinfogan.ops import head_loss, image_batch, pack_codes, recognize, sample_latents, traversal, unpack_codes
 from fastinfogan.ops.backend import available
 from fastinfogan.ops.selfcheck import check_ops
+from fastinfogan.precision import Precision
+from fastinfogan.run_directory import RunDirectory
+from fastinfogan.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,3 +155,221 @@ def _loss(logits: torch.Tensor, latents, loss_scale: torch.Tensor | None = None)
         continuous=latents.continuous,
         loss_scale=loss_scale,
     )
+
+
+CONFIG = TrainConfig(
+    dataset="fashion-mnist", noise=6, batch=16, iterations=30, log_every=10, figure_every=1000, save_every=1000, seed=3,
+    device="cuda", invariance=1.0,
+)  # fmt: skip
+IMAGES = 80  # five batches are an epoch
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(tiny_networks: None, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """``make(name, dtype, step, **changes)``: a trainer on 80 random images, with a large eps in Adam, or it turns the
+    rounding noise of another algorithm of cuBLAS into steps."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+    def trainer(name: str, dtype: torch.dtype = torch.float32, step: int = 0, **changes: Any) -> Trainer:
+        config = replace(CONFIG, **changes)
+        pixels = torch.randint(0, 256, (IMAGES, 28, 28, 1), generator=torch.Generator().manual_seed(0)).byte()
+        batches = ResidentBatches(
+            Decoded("made", pixels), BatchPlan(config.batch, config.seed, 0.0, 1.0, flip=True, device=device)
+        )
+        run = RunDirectory(tmp_path / name, config, step)
+        made = Trainer(config, batches, run, Precision(device, dtype, "the test asks for it"))
+        for phase in (made.discriminator_phase, made.generator_phase):
+            phase.optimiser.param_groups[0]["eps"] = 1e-2
+        return made
+
+    return trainer
+
+
+def quiet(_: str) -> None:
+    """Where the lines of a run go."""
+
+
+def assert_close_states(one: Trainer, other: Trainer, tolerance: float = 1e-4) -> None:
+    others = other.state()
+    for name, tensor in one.state().items():
+        torch.testing.assert_close(
+            tensor, others[name], rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def captured(made: Trainer) -> bool:
+    """Whether iterations are replays by now."""
+    return made._run.graph is not None and made._run.recorded is not None
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_replays_are_the_eager_iterations(make: Make, dtype: torch.dtype, tolerance: float) -> None:
+    eager, graphed = make("eager", dtype, capture="off"), make("graphed", dtype)
+    for step in range(13):  # over the ends of two epochs
+        eager.iteration(step)
+        graphed.iteration(step)
+        assert captured(graphed) == (step >= WARM_UP)
+    assert not captured(eager)
+    assert graphed.clock.item() == 13 and graphed.metrics.count.item() == 13
+    assert_close_states(graphed, eager, tolerance)
+
+
+def test_a_step_out_of_sequence_is_replayed_as_well(make: Make) -> None:
+    eager, graphed = make("eager", capture="off"), make("graphed")
+    for step in (0, 1, 2, 3, 4, 17, 2**40, 5):
+        eager.iteration(step)
+        graphed.iteration(step)
+    assert captured(graphed)
+    assert_close_states(graphed, eager)
+
+
+@pytest.mark.parametrize("capture", ["auto", "off"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_iteration_waits_for_the_gpu(make: Make, dtype: torch.dtype, capture: str) -> None:
+    made = make("run", dtype, capture=capture)
+    for step in range(WARM_UP + 2):
+        made.iteration(step)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(WARM_UP + 2, WARM_UP + 14):  # with the orders of two epochs
+            made.iteration(step)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert captured(made) == (capture == "auto")
+
+
+def test_a_replay_is_one_launch(make: Make) -> None:
+    made = make("run")
+    for step in range(6):
+        made.iteration(step)
+    torch.cuda.synchronize()
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
+        for step in range(6, 10):  # within an epoch
+            made.iteration(step)
+        torch.cuda.synchronize()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts.get("cudaGraphLaunch") == 4
+    assert not [name for name in counts if name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpy"))]
+
+
+def test_a_run_resumed_after_capture_is_the_unbroken_one(make: Make, tmp_path: Path) -> None:
+    unbroken = make("unbroken")
+    assert unbroken.train(quiet).step == 30 and captured(unbroken)
+    first = make("broken", iterations=17)
+    first.train(quiet)
+    second = make("broken", step=17)
+    for step in range(8):  # it replays already when it is restored
+        second.iteration(step)
+    assert captured(second)
+    second.restore(checkpoint.load(tmp_path / "broken"))
+    assert not captured(second)
+    second.train(quiet)
+    assert captured(second) and second.step == 30
+    assert_close_states(second, unbroken)
+
+
+def test_memory_does_not_grow_with_replays(make: Make) -> None:
+    made = make("run", iterations=10**6)
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            made.iteration(made.step)
+            made.step += 1
+        made.draw_figures("now")
+        made.metrics.read()
+        made.save()
+        torch.cuda.synchronize()
+
+    work(20)
+    work(20)
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for _ in range(5):
+        work(60)
+    assert captured(made)
+    assert torch.cuda.memory_allocated() == allocated
+    assert torch.cuda.memory_reserved() == reserved
+
+
+def test_a_capture_that_is_restored_again_and_again_gives_its_memory_back(make: Make, tmp_path: Path) -> None:
+    made = make("run")
+    made.save()
+    seen = []
+    for _ in range(4):
+        made.restore(checkpoint.load(tmp_path / "run"))
+        for step in range(WARM_UP + 2):
+            made.iteration(step)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        seen.append(torch.cuda.memory_reserved())
+    assert seen[-1] <= seen[1]
+
+
+def test_a_refused_capture_goes_on_eagerly_with_the_same_results(make: Make) -> None:
+    eager, made, said = make("eager", capture="off"), make("made"), list[str]()
+    images = made.batches.images
+
+    def waiting(step: torch.Tensor) -> torch.Tensor:
+        found = images(step)
+        found.sum().item()
+        return found
+
+    made.batches.images = waiting  # type: ignore[method-assign]
+    made._run = Replayed(made._iterate, made.batches.static, made.graph, said.append)
+    for step in range(9):
+        eager.iteration(step)
+        made.iteration(step)
+    assert len(said) == 1 and said[0].startswith("iterations run op by op from here on: the capture was refused (")
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert_close_states(made, eager)
+
+
+def test_float16_runs_eagerly(make: Make) -> None:
+    made = make("run", torch.float16)
+    for step in range(6):
+        made.iteration(step)
+    assert made.graph is None
+    assert made.metrics.first_not_finite() is None
+
+
+def test_streamed_batches_are_copied_to_where_the_graph_reads_them(
+    make: Make, photos: Path, device: torch.device
+) -> None:
+    split = data.open_split("folder", photos, "train", (1, 28, 28), gray=True)
+    assert isinstance(split, data.Encoded)
+    eager, graphed = make("eager", capture="off", batch=4), make("graphed", batch=4)
+    for made in (eager, graphed):
+        made.batches = StreamBatches(
+            split, BatchPlan(4, CONFIG.seed, 0.0, 1.0, flip=True, device=device), image=(1, 28, 28)
+        )
+        made.capture_in(made.graph)
+    for step in range(8):  # an epoch is six
+        eager.iteration(step)
+        graphed.iteration(step)
+    assert captured(graphed)
+    assert_close_states(graphed, eager)
+    for made in (eager, graphed):
+        made.batches.close()
+
+
+def test_the_networks_are_channels_last_on_the_gpu(make: Make) -> None:
+    made = make("run")
+    kernels = [p for p in (*made.generator.parameters(), *made.discriminator.parameters()) if p.dim() == 4]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert made.batches.at(0).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_capture_their_all_reduces(tmp_path: Path, tiny_flags: list[str]) -> None:
+    from test_distributed import Torchrun
+
+    flags = [flag if flag != "cpu" else "cuda" for flag in tiny_flags]
+    run = Torchrun([*flags, "--iterations", "60", "--run-dir", str(tmp_path / "run")], tmp_path)
+    code, out, err = run.end()
+    assert code == 0, err
+    assert "training on 2 processes" in out and "one captured graph per iteration" in out
+    assert "op by op" not in out + err
+    assert checkpoint.load(tmp_path / "run").step == 60

@@ -19,11 +19,12 @@ from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.codes import GAUSSIAN_ENTROPY, UNIFORM_ENTROPY
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.metrics import evaluation, information
+from fastinfogan.metrics import information, subject
 from fastinfogan.metrics.batchnorm import recalibrated
-from fastinfogan.metrics.clustering import UNMATCHED, Clustering, clustering, match_to_labels
-from fastinfogan.metrics.evaluation import Evaluation, Labelled, evaluate, predict
+from fastinfogan.metrics.clustering import UNMATCHED, Clustering, clustering, joint, match_to_labels
+from fastinfogan.metrics.evaluation import Evaluation, evaluate
 from fastinfogan.metrics.information import information_bound
+from fastinfogan.metrics.subject import Labelled, predict
 from fastinfogan.networks import build
 from fastinfogan.ops import LOG_STD_MIN
 
@@ -100,6 +101,30 @@ def test_the_matching_is_one_to_one_and_none_agrees_more_often(k: int, n_labels:
     padded = [*range(n_labels), *[UNMATCHED] * max(0, k - n_labels)]
     best = max((np.array(one)[values] == truth).sum() for one in itertools.permutations(padded, k))
     assert (matching[values] == truth).sum() == best
+
+
+def test_several_codes_are_judged_as_one_whose_values_are_their_combinations() -> None:
+    """Neither of two binary codes can name four labels; together they do, though not in order."""
+    labels_ = torch.arange(400) % 4
+    codes = torch.stack([labels_ % 2, 1 - labels_ // 2], 1)
+    train, test, k = joint(codes[:300], codes[300:])
+    judged = clustering((train, labels_[:300]), (test, labels_[300:]), k)
+    assert k == 4 and judged.error == judged.training_error == 0
+    alone = clustering((codes[:300, 0], labels_[:300]), (codes[300:, 0], labels_[300:]), 2)
+    assert alone.error == 0.5
+
+
+def test_combinations_beyond_the_labels_are_errors_and_one_of_the_test_split_alone_has_no_name() -> None:
+    train, test, k = joint(torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0]]), torch.tensor([[1, 1], [0, 1], [0, 0]]))
+    assert (train.tolist(), test.tolist(), k) == ([0, 1, 1, 2], [3, 1, 0], 4)
+    judged = clustering((train, torch.tensor([0, 0, 0, 1])), (test, torch.tensor([1, 0, 0])), k)
+    assert judged.matching == [UNMATCHED, 0, 1, UNMATCHED]
+    assert judged.training_error == 1 / 4 and judged.error == pytest.approx(2 / 3)
+
+
+def test_a_confusion_matrix_too_large_to_read_is_not_kept() -> None:
+    values, truth = torch.arange(1200), torch.arange(1200) % 10
+    assert clustering((values, truth), (values, truth), 1200).confusion == []
 
 
 @settings(deadline=None, max_examples=25)
@@ -243,12 +268,16 @@ def test_recalibration_reproduces_the_statistics_of_the_images(tiny_networks: No
         torch.equal(one, other) for one, other in zip(judge.parameters(), discriminator.parameters(), strict=True)
     )
 
-    conv, act, conv2, norm = discriminator.trunk[:4]
-    assert isinstance(norm, nn.BatchNorm2d)
-    with torch.no_grad():
-        seen = torch.stack([conv2(act(conv(images))).transpose(0, 1).flatten(1) for images in batches])
-    torch.testing.assert_close(judge.trunk[3].running_mean, seen.mean((0, 2)))
-    torch.testing.assert_close(judge.trunk[3].running_var, seen.var(2).mean(0))  # unbiased, batch by batch
+    def first_norm(network: nn.Module) -> nn.BatchNorm2d:
+        return next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+    reached: list[torch.Tensor] = []
+    first_norm(discriminator).register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0].detach()))
+    for images in batches:
+        discriminator(images)
+    seen = torch.stack([values.transpose(0, 1).flatten(1) for values in reached])
+    torch.testing.assert_close(first_norm(judge).running_mean, seen.mean((0, 2)))
+    torch.testing.assert_close(first_norm(judge).running_var, seen.var(2).mean(0))  # unbiased, batch by batch
     norms = [module for module in judge.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert len(norms) == 3 and all(int(module.num_batches_tracked) == 4 for module in norms)
 
@@ -274,16 +303,18 @@ def test_an_evaluation_judges_every_code_with_images_of_the_right_split(
     config = tiny_config(codes=("cat:4", "uniform:1", "cat:12"), data=tmp_path)
     networks = build(config.network_tables, config.spec, seed=0)
     calibrated: list[int] = []
-    real = evaluation.recalibrated
-    monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 30)
+    real = subject.recalibrated
+    monkeypatch.setattr(subject, "CALIBRATION_IMAGES", 30)
     monkeypatch.setattr(
-        evaluation, "recalibrated", lambda d, b: real(d, [calibrated.append(len(images)) or images for images in b])
+        subject, "recalibrated", lambda d, b: real(d, [calibrated.append(len(images)) or images for images in b])
     )
     judged = evaluate(config, *networks, 7)
     assert judged.step == 7 and calibrated == [30]
-    assert list(judged.clusterings) == ["c1", "c2"] and list(judged.entropies) == ["c1", "c2", "c3"]
+    assert list(judged.clusterings) == ["c1", "c2", "joint"] and list(judged.entropies) == ["c1", "c2", "c3"]
     assert list(judged.information) == ["c1", "c2", "c3", "total"]
-    for k, found in zip((4, 12), judged.clusterings.values(), strict=True):
+    values = len(judged.clusterings["joint"].matching)
+    assert 1 < values <= 48  # only the combinations that occur
+    for k, found in zip((4, 12, values), judged.clusterings.values(), strict=True):
         assert len(found.matching) == k and np.array(found.confusion).sum() == 24  # those of the test split
         assert 0 <= found.error <= 1 and 0 <= found.nmi <= 1 and found.ari <= 1
 
@@ -291,7 +322,7 @@ def test_an_evaluation_judges_every_code_with_images_of_the_right_split(
 def test_labels_are_not_asked_of_sets_that_have_none_or_of_continuous_codes(
     tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_labelled", lambda *_: pytest.fail("labels were read"))
+    monkeypatch.setattr(subject.data, "open_split", lambda *_, **__: pytest.fail("labels were read"))
     for config in (tiny_config(dataset="folder"), tiny_config(codes=("uniform:2",))):
         judged = evaluate(config, *build(config.network_tables, config.spec, seed=0), 1)
         assert judged.clusterings == {} and "argmax" not in judged.table()
@@ -309,6 +340,7 @@ def test_the_table_and_the_file_hold_the_figures_and_the_protocol(tmp_path: Path
         assert part in table
     judged.write(tmp_path / "evaluation.json")
     content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["information_shares"]["c1"] == pytest.approx(0.6 / math.log(2))
     assert content["information"]["total"] == 0.5 and content["clusterings"]["c1"]["confusion"] == [[9, 1], [0, 8]]
     with pytest.raises(UserError, match="cannot write the evaluation"):
         judged.write(tmp_path / "absent" / "evaluation.json")

@@ -15,6 +15,7 @@ SPECS: dict[str, LatentSpec] = {
     "mnist": LatentSpec(),
     "svhn": LatentSpec(124, (Categorical(10),) * 4 + (Uniform(4),)),
     "celeba": LatentSpec(128, (Categorical(10),) * 10),
+    "celeba-64": LatentSpec(128, (Categorical(10),) * 10),
     "faces": LatentSpec(128, (Uniform(5),)),
     "chairs": LatentSpec(128, (Categorical(20),) * 3 + (Uniform(1),)),
 }
@@ -24,15 +25,18 @@ TRUNK = {
     "mnist": [(64, 14, 14), (128, 7, 7), (1024,)],
     "svhn": [(64, 16, 16), (128, 8, 8), (256, 4, 4)],
     "celeba": [(64, 16, 16), (128, 8, 8), (256, 4, 4)],
+    "celeba-64": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)],
     "faces": [(64, 16, 16), (128, 8, 8), (1024,)],
     "chairs": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 8, 8), (256, 8, 8), (1024,)],
 }
 RECOGNITION = {"mnist": [(128,), (14,)], "svhn": [(128,), (48,)], "celeba": [(128,), (100,)], "faces": [(10,)]}
 RECOGNITION["chairs"] = [(62,)]
+RECOGNITION["celeba-64"] = [(128,), (100,)]
 GENERATOR = {
     "mnist": [(1024,), (7 * 7 * 128,), (64, 14, 14), (1, 28, 28)],
     "svhn": [(2 * 2 * 448,), (256, 4, 4), (128, 8, 8), (64, 16, 16), (3, 32, 32)],
     "celeba": [(2 * 2 * 448,), (256, 4, 4), (128, 8, 8), (64, 16, 16), (3, 32, 32)],
+    "celeba-64": [(2 * 2 * 896,), (448, 4, 4), (256, 8, 8), (128, 16, 16), (64, 32, 32), (3, 64, 64)],
     "faces": [(1024,), (8 * 8 * 128,), (64, 16, 16), (1, 32, 32)],
     "chairs": [(1024,), (8 * 8 * 256,), (256, 8, 8), (256, 8, 8), (128, 16, 16), (64, 32, 32), (1, 64, 64)],
 }
@@ -41,6 +45,7 @@ NORMED = {
     "mnist": ([0, 1, 1], [1, 0], [1, 1, 1, 0]),
     "svhn": ([0, 1, 1], [1, 0], [1, 1, 0, 0, 0]),
     "celeba": ([0, 1, 1], [1, 0], [1, 1, 0, 0, 0]),
+    "celeba-64": ([0, 1, 1, 1], [1, 0], [1, 1, 1, 0, 0, 0]),
     "faces": ([0, 1, 1], [0], [1, 1, 1, 0]),
     "chairs": ([0, 1, 1, 1, 1, 1], [0], [1, 1, 1, 1, 1, 1, 0]),
 }
@@ -67,6 +72,12 @@ COUNTS = {
         + parameters([4096, 128], [128, 100], [1, 1], [1, 0]),
         parameters([228, 448, 256, 128, 64], [1792, 256, 128, 64, 3], [1, 16, 16, 16, 16], [1, 1, 0, 0, 0])
         - 2 * (1792 - 448),
+    ),
+    "celeba-64": (
+        parameters([3, 64, 128, 256], [64, 128, 256, 512], [16] * 4, [0, 1, 1, 1]) + 8193
+        + parameters([8192, 128], [128, 100], [1, 1], [1, 0]),
+        parameters([228, 896, 448, 256, 128, 64], [3584, 448, 256, 128, 64, 3], [1] + [16] * 5, [1, 1, 1, 0, 0, 0])
+        - 2 * (3584 - 896),
     ),
     "faces": (
         parameters([1, 64, 8192], [64, 128, 1024], [16, 16, 1], [0, 1, 1]) + 1025 + 10250,
@@ -149,7 +160,7 @@ def test_generated_images_span_the_range_that_real_ones_are_normalised_to(
 ) -> None:
     name, generator, _ = network
     low, high = TABLES[name].image_range
-    assert (low, high) == ((-1.0, 1.0) if name in ("svhn", "celeba") else (0.0, 1.0))
+    assert (low, high) == ((-1.0, 1.0) if name in ("svhn", "celeba", "celeba-64") else (0.0, 1.0))
     # With the last layer's weights blown up the activation saturates at both ends of its range.
     *_, last = [child for child in generator.modules() if isinstance(child, WEIGHTED)]
     nn.init.normal_(last.weight, 0.0, 100.0)
@@ -162,10 +173,22 @@ def test_activations_are_relu_in_g_and_leaky_relu_of_a_tenth_in_d_and_q(
     network: tuple[str, Generator, Discriminator],
 ) -> None:
     _, generator, discriminator = network
-    rectifiers = {type(m) for m in generator.modules()} & {nn.ReLU, nn.LeakyReLU}
-    assert rectifiers == {nn.ReLU}
-    leaky = [m for m in discriminator.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)]
-    assert leaky and all(isinstance(m, nn.LeakyReLU) and m.negative_slope == 0.1 for m in leaky)
+    *hidden, _ = generator.blocks
+    layers = [*hidden, *discriminator.trunk, *list(discriminator.recognition_head)[:-1]]
+    for block in layers:
+        slope = 0.0 if block in hidden else 0.1
+        seen: list[torch.Tensor] = []
+        before = block.norm or block.linear
+        hook = before.register_forward_hook(lambda _m, _i, output, seen=seen: seen.append(output.detach().clone()))
+        weight = block.linear.weight
+        images = block.layer.kind != "fc"
+        columns = weight.shape[0] if isinstance(block.linear, nn.ConvTranspose2d) else weight.shape[1]
+        x = torch.randn(4, columns, 4, 4) if images else torch.randn(4, columns)
+        y = block(x).detach()
+        hook.remove()
+        z = seen[0].reshape(y.shape)
+        torch.testing.assert_close(y, torch.where(z > 0, z, slope * z))
+        assert (z < 0).any() and (z > 0).any()
 
 
 def test_initialisation_recurs_into_every_layer(network: tuple[str, Generator, Discriminator]) -> None:
@@ -202,7 +225,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     one, two, other = (build(TABLES["mnist"], LatentSpec(), seed=seed)[0].state_dict() for seed in (5, 5, 6))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
+    assert not torch.equal(one["blocks.0.linear.weight"], other["blocks.0.linear.weight"])
 
 
 @pytest.mark.parametrize("codes", [(), (Categorical(3),), (Uniform(2), Categorical(2), Categorical(64))])

@@ -43,8 +43,8 @@ def test_every_picture_and_table_exists() -> None:
 def test_the_table_of_presets_is_theirs(name: str) -> None:
     config = PRESETS[name]
     (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", README, re.MULTILINE)
-    _table, noise, _codes, rates, _weights, consistency, iterations = (cell.strip() for cell in row.split("|"))
+    _table, noise, _codes, rates, _weights, invariance, iterations = (cell.strip() for cell in row.split("|"))
     assert noise == str(config.noise)
     assert rates == f"{config.lr_d:g}, {config.lr_g:g}"
-    assert consistency == f"{config.consistency:g}"
+    assert invariance == f"{config.invariance:g}"
     assert iterations == f"{config.iterations:,}"

@@ -6,20 +6,17 @@ the shuffle is as deep as the set, the same for any number of ranks, and an exac
 
 A DALI pipeline dies of the first file it cannot decode. Then the files it held are tried one by one, those at fault
 are rejected, and a new pipeline goes on from the same batch. DALI itself is the judge, not a second decoder: they
-differ over damaged files, and a verdict must not depend on which other files were in the batch.
+differ over damaged files, and a verdict must not depend on which other files were in the batch. Only what a file's
+first bytes say of its size is looked at before, see :mod:`fastinfogan.data.header`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +25,8 @@ import torch
 import torch.utils.dlpack
 from tqdm import tqdm
 
+from fastinfogan.data import store
+from fastinfogan.data.header import Refused, require_decodable
 from fastinfogan.data.split import Decoded, Encoded, Image, Rejected
 from fastinfogan.errors import UserError
 
@@ -35,7 +34,7 @@ STORE_BATCH = 64  # large enough to keep the threads busy, small enough for phot
 PREFETCH = 2
 MAX_THREADS = 8
 
-Bytes = npt.NDArray[np.uint8]
+Bytes = npt.NDArray[np.uint8]  # of a file, or the pixels of pictures
 
 
 class Decoder:
@@ -58,7 +57,7 @@ class Decoder:
         reject_limit: float,
     ) -> None:
         self.encoded, self.image, self.device, self.batch, self.plan = encoded, image, device, batch, plan
-        self.most_rejected = max(1, int(reject_limit * len(encoded)))
+        self.reject_limit = reject_limit
         self.rejected: dict[int, Rejected] = {}
         self._pipeline: Any = None
         self._next = self._planned = 0
@@ -98,10 +97,10 @@ class Decoder:
             while index in self.rejected:
                 index = (index + 1) % len(self.encoded)
             try:
-                if content := self.encoded.read(index):
-                    return index, np.frombuffer(content, np.uint8)
-                self._reject(index, "the file is empty")
-            except OSError as error:
+                content = self.encoded.read(index)
+                require_decodable(content, self.encoded.names[index])
+                return index, np.frombuffer(content, np.uint8)
+            except (OSError, Refused) as error:
                 self._reject(index, str(error))
 
     def _culprits(self, files: list[tuple[int, Bytes]]) -> list[tuple[int, Bytes]]:
@@ -118,12 +117,7 @@ class Decoder:
     def _reject(self, index: int, reason: str) -> None:
         rejected = self.rejected[index] = Rejected(self.encoded.names[index], " ".join(reason.split()))
         tqdm.write(f"rejected {rejected.name}: {rejected.reason}", file=sys.stderr)
-        if len(self.rejected) > self.most_rejected or len(self.rejected) == len(self.encoded):
-            raise UserError(
-                f"{len(self.rejected):,} of {len(self.encoded):,} files of {self.encoded.name} cannot be decoded, at "
-                f"most {self.most_rejected:,} may be, the last is {rejected.name} ({rejected.reason}): repair or "
-                f"delete the files named above, or raise --reject-limit"
-            )
+        _require_few(self.encoded, self.rejected, self.reject_limit)
 
     def _build(self, batch: int, files: Callable[[int], list[Bytes]]) -> Any:
         """A pipeline whose i-th run decodes ``files(i)``, at most ``batch`` files."""
@@ -178,93 +172,71 @@ def decode_all(
     reject_limit: float = 0.01,
     progress: bool = True,
     keep: bool = True,
+    verify: bool = False,
 ) -> Decoded:
     """The whole set decoded once: pixels uint8 [n - rejected, H, W, C] on the host, mapped from a file where possible.
 
     The file lies in ``.fastinfogan`` beside the data and is found again as long as names, sizes and dates of the set,
-    the crop and the size are the same. When several processes ask at once, one decodes and the others wait. A folder
-    that cannot be written costs a notice, and the pixels stay in memory, as they do without ``keep``.
-    Raises :class:`UserError` as ``Decoder``.
+    the crop and the size are the same, see :func:`fastinfogan.data.store.keep`; without ``keep`` there is none.
+    ``verify`` reads a finished file and makes it anew where a hash disagrees. Raises :class:`UserError` as ``Decoder``.
     """
-    shape = (len(encoded), *image[1:], image[0])
-    key = hashlib.sha256(f"{encoded.fingerprint} {encoded.crop} {image}".encode()).hexdigest()[:16]
-    base = encoded.home / ".fastinfogan" / f"{encoded.name}-{key}"
-    part = base.with_suffix(".part")
-    pixels = None
-    with contextlib.ExitStack() as cleanup:
-        if keep:
-            try:
-                cleanup.enter_context(_locked(base.parent))
-                if (stored := _load(encoded.name, base)) is not None:
-                    return stored
-                cleanup.callback(part.unlink, missing_ok=True)
-                pixels = _allocate(part, shape)
-            except OSError as error:
-                print(f"notice: decoded images stay in memory, {base.parent} cannot be used ({error})", file=sys.stderr)
-                keep = False
-        if pixels is None:
-            pixels = np.empty(shape, np.uint8)
-        count, rejected = _fill(pixels, encoded, image, device, reject_limit, progress)
-        if keep:
-            record = {"count": count, "rejected": [[one.name, one.reason] for one in rejected]}
-            base.with_suffix(".json").write_text(json.dumps(record))
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the name without the pixels
-            part.rename(base.with_suffix(".npy"))  # last: its presence says that all is complete
-    return Decoded(encoded.name, torch.from_numpy(pixels[:count]), rejected=rejected)
+    stored = store.keep(
+        encoded.name,
+        encoded.home,
+        f"{encoded.fingerprint} {encoded.crop}",
+        (len(encoded), *image[1:], image[0]),
+        _blocks(encoded, image, device, reject_limit),
+        progress=progress,
+        verify=verify,
+        on_disk=keep,
+    )
+    _require_few(encoded, stored.rejected, reject_limit)  # the file may have been made under a higher limit
+    lost = sorted(stored.rejected)
+    kept = np.delete(np.arange(len(encoded)), lost)
+    return Decoded(
+        encoded.name,
+        torch.from_numpy(stored.pixels),
+        rejected=tuple(stored.rejected[index] for index in lost),
+        factors=encoded.factors.rows(torch.from_numpy(kept)) if encoded.factors else None,
+    )
 
 
-def _fill(
-    pixels: npt.NDArray[np.uint8],
-    encoded: Encoded,
-    image: Image,
-    device: torch.device,
-    reject_limit: float,
-    progress: bool,
-) -> tuple[int, tuple[Rejected, ...]]:
+def _blocks(encoded: Encoded, image: Image, device: torch.device, reject_limit: float) -> store.Blocks:
     n = len(encoded)
     batches = -(-n // STORE_BATCH)
+    per_block = store.BLOCK // STORE_BATCH
 
     def plan(k: int) -> torch.Tensor:
         first = k % batches * STORE_BATCH  # past the end DALI prefetches the beginning again, and nobody takes it
         return torch.arange(first, min(first + STORE_BATCH, n))
 
-    decoder = Decoder(encoded, image, device=device, batch=STORE_BATCH, plan=plan, reject_limit=reject_limit)
-    count = 0
-    with tqdm(total=n, desc=f"decoding {encoded.name}", unit=" images", disable=not progress) as bar:
-        for k in range(batches):
-            decoded = decoder.at(k).cpu().numpy()
-            rows = plan(k).tolist()
-            good = decoded[[row for row, index in enumerate(rows) if index not in decoder.rejected]]
-            pixels[count : count + len(good)] = good
-            count += len(good)
-            bar.update(len(rows))
-    decoder.close()
-    return count, tuple(decoder.rejected[index] for index in sorted(decoder.rejected))
+    def blocks(first: int, rejected: dict[int, Rejected]) -> Iterator[tuple[Bytes, dict[int, Rejected]]]:
+        decoder = Decoder(encoded, image, device=device, batch=STORE_BATCH, plan=plan, reject_limit=reject_limit)
+        decoder.rejected = rejected
+        for block in range(first, -(-n // store.BLOCK)):
+            parts: list[Bytes] = []
+            lost: dict[int, Rejected] = {}
+            for k in range(block * per_block, min((block + 1) * per_block, batches)):
+                decoded = decoder.at(k).cpu().numpy()
+                rows = plan(k).tolist()
+                parts.append(decoded[[row for row, index in enumerate(rows) if index not in decoder.rejected]])
+                lost |= {index: decoder.rejected[index] for index in rows if index in decoder.rejected}
+            yield np.concatenate(parts), lost
+        decoder.close()
+
+    return blocks
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _allocate(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    with path.open("r+b") as file:  # a full disk is told now, and not by a bus error while the map is written
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return pixels
-
-
-def _load(name: str, base: Path) -> Decoded | None:
-    store, record = base.with_suffix(".npy"), base.with_suffix(".json")
-    if not (store.exists() and record.exists()):
-        return None
-    content = json.loads(record.read_text())
-    pixels = np.load(store, mmap_mode="c")[: content["count"]]  # "c": PyTorch wants to be able to write, the file stays
-    return Decoded(name, torch.from_numpy(pixels), rejected=tuple(Rejected(*one) for one in content["rejected"]))
+def _require_few(encoded: Encoded, rejected: dict[int, Rejected], reject_limit: float) -> None:
+    """Raise :class:`UserError` when more than the share ``reject_limit``, and more than one, or all are rejected."""
+    most = max(1, int(reject_limit * len(encoded)))
+    if len(rejected) > most or len(rejected) == len(encoded):
+        last = list(rejected.values())[-1]
+        raise UserError(
+            f"{len(rejected):,} of {len(encoded):,} files of {encoded.name} cannot be decoded, at most {most:,} may "
+            f"be, the last is {last.name} ({last.reason}): repair or delete the files named above, or raise "
+            f"--reject-limit"
+        )
 
 
 def _reason(content: Bytes) -> str:

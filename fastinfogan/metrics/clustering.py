@@ -1,7 +1,9 @@
 """How well a categorical code, read off real images, agrees with their labels (paper, section 7.2).
 
 A code's values have no names, so they are matched to labels one to one. The matching is fixed on the training split;
-the test split is then only counted.
+the test split is then only counted. Several codes are judged together as one code whose values are their combinations:
+still one to one, so of more combinations than labels all but as many count as errors. NMI and ARI need no matching and
+do not punish a label that has several combinations as such.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 UNMATCHED = -1
+MOST_CONFUSED = 1000  # values up to which the confusion matrix is worth keeping
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Clustering:
     nmi, ari: normalised mutual information (arithmetic mean) and adjusted Rand index; neither needs the matching.
     training_error: the same error on the split that fixed the matching.
     matching: the label of each code value, -1 where there are more values than labels.
-    confusion: counts, rows labels, columns code values, on the test split.
+    confusion: counts, rows labels, columns code values, on the test split; empty where there are over 1,000 values.
     """
 
     error: float
@@ -63,5 +66,15 @@ def clustering(train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tenso
         ari=float(adjusted_rand_score(test_labels, test_categories)),
         training_error=float(np.mean(matching[train_categories] != train_labels)),
         matching=matching.tolist(),
-        confusion=contingency(test_categories, test_labels, k).tolist(),
+        confusion=contingency(test_categories, test_labels, k).tolist() if k <= MOST_CONFUSED else [],
     )
+
+
+def joint(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Several codes as one: categories int64 ``[n, n_codes]`` of either split as int64 ``[n]``, and how many values.
+
+    Only combinations that occur are counted. One that occurs in the test split alone has no label in the matching,
+    which is fixed on the training split.
+    """
+    combinations, index = torch.cat([train, test]).unique(dim=0, return_inverse=True)
+    return index[: len(train)], index[len(train) :], len(combinations)

@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import torch
+from typing import Any, Literal, get_args
 
 from fastinfogan import data
-from fastinfogan.codes import LatentSpec
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.metrics.batchnorm import recalibrated
-from fastinfogan.metrics.clustering import Clustering, clustering
+from fastinfogan.metrics import traversal
+from fastinfogan.metrics.clustering import Clustering, clustering, joint
+from fastinfogan.metrics.disentanglement import FIT_IMAGES, TEST_IMAGES, VOTES, Disentanglement, disentanglement
+from fastinfogan.metrics.features import feature_network
+from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
+from fastinfogan.metrics.probe import DRAWS, LABELS, Probe, probe, representations
+from fastinfogan.metrics.representation import represent, varying
+from fastinfogan.metrics.sample_quality import SAMPLES, SampleQuality, sample_quality
+from fastinfogan.metrics.strokes import Strokes, stroke_correlations
+from fastinfogan.metrics.subject import CALIBRATION_IMAGES, Subject, predict
+from fastinfogan.metrics.traversal import FactorReader, TraversalTruth, traversal_truth
 from fastinfogan.networks import Discriminator, Generator
-from fastinfogan.ops import image_batch, recognize
 
 INFORMATION_SAMPLES = 10_000
-CALIBRATION_IMAGES = 10_000
-_BATCH = 500
+STROKE_SAMPLES = 5_000
+PROBE_IMAGES = 20_000
+JOINT = "joint"  # all categorical codes as one
 
-
-class Labelled(NamedTuple):
-    """pixels: uint8 ``[n, h, w, c]``; labels: int64 ``[n]``."""
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
+Group = Literal["information", "clustering", "samples", "disentanglement", "traversal", "strokes", "probe"]
+ALL: tuple[Group, ...] = get_args(Group)
+QUICK: tuple[Group, ...] = ("information", "clustering")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """information: nats per code and total. clusterings: per categorical code, where the images have labels."""
+    """information: nats per code and total; the rest by group, None (or empty) where it was not asked for.
+
+    clusterings: per categorical code, and "joint" of all together where there are several. missing: why a group was
+    left out.
+    """
 
     step: int
     information: dict[str, float]
     entropies: dict[str, float]
     clusterings: dict[str, Clustering]
+    samples: SampleQuality | None = None
+    disentanglement: Disentanglement | None = None
+    traversal: TraversalTruth | None = None
+    strokes: Strokes | None = None
+    probe: Probe | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def information_shares(self) -> dict[str, float]:
+        """The bound of each code as a share of its entropy H(c), at most 1."""
+        return {name: self.information[name] / self.entropies[name] for name in self.entropies if self.information}
 
     def write(self, path: Path) -> None:
         """As JSON, with everything that the table leaves out.
@@ -47,8 +66,9 @@ class Evaluation:
         Raises:
             UserError: the file cannot be written.
         """
+        content = asdict(self) | {"information_shares": self.information_shares}
         try:
-            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            path.write_text(json.dumps(_finite(content), indent=2) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write the evaluation {path} ({error.strerror}): make its folder writable"
@@ -56,65 +76,175 @@ class Evaluation:
 
     def table(self) -> str:
         """The figures and the protocol behind them, as text."""
-        lines = [f"after {self.step} iterations", "mutual information bound, nats (share of H(c)):"]
-        for name, entropy in self.entropies.items():
-            bound = self.information[name]
-            lines.append(f"  {name:<6}{bound:7.3f} of {entropy:.3f}  ({bound / entropy:6.1%})")
-        lines.append(f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images")
+        lines = [f"after {self.step} iterations"]
+        if self.information:
+            lines.append("mutual information bound, nats (share of H(c)):")
+            for name, share in self.information_shares.items():
+                lines.append(f"  {name:<6}{self.information[name]:7.3f} of {self.entropies[name]:.3f}  ({share:6.1%})")
+            lines.append(f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images")
         if self.clusterings:
             lines.append("argmax Q(c|x) on the real images of the test split:")
             for name, found in self.clusterings.items():
                 lines.append(f"  {name:<6}error {found.error:6.2%}   NMI {found.nmi:.3f}   ARI {found.ari:.3f}")
+            if JOINT in self.clusterings:
+                values = len(self.clusterings[JOINT].matching)
+                lines.append(f"  joint: the {values:,} combinations of all codes as the values of one")
             lines.append("  values matched to labels one to one on the training split; batch-norm statistics of")
             lines.append(f"  {CALIBRATION_IMAGES:,} training images; test labels chose nothing; one seed")
+        for group in (self.samples, self.disentanglement, self.traversal, self.strokes, self.probe):
+            lines += group.lines() if group else []
+        lines += [f"{group} not measured: {reason}" for group, reason in self.missing.items()]
         return "\n".join(lines)
 
 
-def evaluate(config: TrainConfig, generator: Generator, discriminator: Discriminator, step: int) -> Evaluation:
-    """Judge the networks of ``config`` after ``step`` iterations; labels, where there are any, are used here only.
+def evaluate(
+    config: TrainConfig,
+    generator: Generator,
+    discriminator: Discriminator,
+    step: int,
+    groups: tuple[Group, ...] = QUICK,
+    *,
+    insist: bool = False,
+) -> Evaluation:
+    """Judge the networks of ``config`` after ``step`` iterations; labels and factors are used here only.
+
+    A group that this data set or code cannot have is left out: silently where it belongs to the quick ones, else with
+    the reason in ``missing``.
 
     Raises:
-        UserError: the data set is not where ``config.data`` says.
+        UserError: the data set is not where ``config.data`` says, or, to ``insist``, a group that cannot be measured.
     """
-    spec, image_range = config.spec, config.network_tables.image_range
-    information = information_bound(
-        generator, discriminator, spec, seed=config.seed, fixed_std=config.fixed_std, samples=INFORMATION_SAMPLES
+    subject = Subject(config, generator, discriminator)
+    lacks = {group: reason for group in groups if (reason := lacking(subject, group))}
+    for group, reason in lacks.items():
+        if insist:
+            raise UserError(f"{group} cannot be measured: {reason}; leave it out of --groups, or give --all instead")
+    found: dict[str, Any] = {"information": {}, "clusterings": {}}
+    for group in ALL:
+        if group in groups and group not in lacks:
+            found["clusterings" if group == "clustering" else group] = _MEASURES[group](subject)
+    missing = {str(group): reason for group, reason in lacks.items() if group not in QUICK}
+    entropies = dict(zip(config.spec.names, config.spec.entropies, strict=True))
+    return Evaluation(step=step, entropies=entropies, missing=missing, **found)
+
+
+def lacking(subject: Subject, group: Group) -> str | None:
+    """Why ``group`` cannot be measured on this subject, or None where it can."""
+    config, spec = subject.config, subject.config.spec
+    if group in ("clustering", "probe") and config.dataset not in data.FIXED:
+        return f"{config.dataset} has no classes"
+    if group == "clustering" and not spec.categorical:
+        return "the run has no categorical code"
+    if group == "strokes" and config.dataset != "mnist":
+        return f"slant and width of strokes are asked of MNIST only, not of {config.dataset}"
+    if group in ("strokes", "traversal") and not spec.continuous:
+        return "the run has no continuous code"
+    if group in ("disentanglement", "traversal"):
+        factors = subject.real[0].factors if config.dataset not in data.FIXED else None
+        least = 2 if group == "disentanglement" else 1
+        if factors is None or len(varying(factors)) < least:
+            return f"{config.dataset} comes without true factors"
+        if group == "disentanglement" and len(spec.names) < 2:
+            return "a gap between codes needs two codes or more"
+    return None
+
+
+def _information(subject: Subject) -> dict[str, float]:
+    config = subject.config
+    return information_bound(
+        subject.generator, subject.discriminator, config.spec, seed=config.seed, fixed_std=config.fixed_std,
+        samples=INFORMATION_SAMPLES,
+    )  # fmt: skip
+
+
+def _clusterings(subject: Subject) -> dict[str, Clustering]:
+    spec = subject.config.spec
+    train, test = subject.real
+    on_train, on_test = (predict(subject.judge, spec, split, subject.image_range) for split in (train, test))
+    found = {
+        spec.names[code]: clustering((on_train[:, code], train.labels), (on_test[:, code], test.labels), k)
+        for code, k in enumerate(spec.categorical)
+    }
+    if len(spec.categorical) > 1:
+        train_values, test_values, k = joint(on_train, on_test)
+        found[JOINT] = clustering((train_values, train.labels), (test_values, test.labels), k)
+    return found
+
+
+def _samples(subject: Subject) -> SampleQuality:
+    config, spec = subject.config, subject.config.spec
+    network = feature_network(config.dataset, config.data, subject.device)
+    train, test = subject.real
+    n = min(SAMPLES, len(train.pixels), len(test.pixels))
+    real, training = test.some(n, seed=0), train.some(n, seed=0)
+    made = generated(subject.generator, spec, n, seed=config.seed, image_range=subject.image_range)
+    return sample_quality(
+        network,
+        real=real.pixels,
+        training=training.pixels,
+        generated=made.pixels,
+        real_values=predict(subject.judge, spec, real, subject.image_range),
+        generated_values=made.categories,
+        names=spec.names[: len(spec.categorical)],
+        seed=config.seed,
     )
-    clusterings: dict[str, Clustering] = {}
-    if spec.categorical and config.dataset in data.FIXED:
-        train, test = (_labelled(config, split) for split in ("train", "test"))
-        judge = recalibrated(discriminator, _batches(train, image_range, discriminator, CALIBRATION_IMAGES))
-        on_train, on_test = (predict(judge, spec, split, image_range) for split in (train, test))
-        for code, k in enumerate(spec.categorical):
-            clusterings[spec.names[code]] = clustering(
-                (on_train[:, code], train.labels), (on_test[:, code], test.labels), k
-            )
-    return Evaluation(step, information, dict(zip(spec.names, spec.entropies, strict=True)), clusterings)
 
 
-def _labelled(config: TrainConfig, split: Literal["train", "test"]) -> Labelled:
-    opened = data.open_split(config.dataset, config.data, split, config.network_tables.image, tables=config.tables)
-    assert isinstance(opened, data.Decoded) and opened.labels is not None
-    return Labelled(opened.pixels, opened.labels)
+def _disentanglement(subject: Subject) -> Disentanglement:
+    pairs = []
+    for split, limit in zip(subject.real, (FIT_IMAGES, TEST_IMAGES), strict=True):
+        part = split.some(limit, seed=0)
+        assert part.factors is not None
+        codes = represent(subject.judge, subject.config.spec, part.pixels, subject.image_range)
+        pairs.append((codes, part.factors))
+    return disentanglement(pairs[0], pairs[1], seed=subject.config.seed % 2**32, votes=VOTES)
 
 
-@torch.inference_mode()
-def predict(
-    discriminator: Discriminator, spec: LatentSpec, split: Labelled, image_range: tuple[float, float]
-) -> torch.Tensor:
-    """The most likely value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
-    batches = _batches(split, image_range, discriminator, len(split.pixels))
-    parts = [
-        recognize(spec, discriminator.recognition(discriminator.features(images))).categories for images in batches
-    ]
-    return torch.cat(parts).cpu()
+def _traversal(subject: Subject) -> TraversalTruth:
+    config = subject.config
+    train, test = (split.some(traversal.FIT_IMAGES, seed=0) for split in subject.real)
+    assert train.factors is not None and test.factors is not None
+    reader = FactorReader(train.pixels, train.factors, epochs=traversal.EPOCHS, seed=0, device=subject.device)
+    return traversal_truth(
+        reader,
+        reader.quality(test.pixels, test.factors),
+        subject.generator,
+        config.spec,
+        subject.image_range,
+        seed=config.seed,
+        fit_images=len(train.pixels),
+    )
 
 
-def _batches(
-    split: Labelled, image_range: tuple[float, float], discriminator: Discriminator, limit: int
-) -> Iterator[torch.Tensor]:
-    device = next(discriminator.parameters()).device
-    low, high = image_range
-    for start in range(0, min(limit, len(split.pixels)), _BATCH):
-        pixels = split.pixels[start : min(start + _BATCH, limit)].to(device)
-        yield image_batch(pixels, torch.arange(len(pixels), device=device), low=low, high=high)
+def _strokes(subject: Subject) -> Strokes:
+    spec = subject.config.spec
+    made = generated(subject.generator, spec, STROKE_SAMPLES, seed=subject.config.seed, image_range=subject.image_range)
+    return stroke_correlations(made, spec.names[len(spec.categorical) :])
+
+
+def _probe(subject: Subject) -> Probe:
+    train, test = subject.real[0].some(PROBE_IMAGES, seed=0), subject.real[1]
+    tables = representations(subject.judge, subject.config.spec, train.pixels, test.pixels, subject.image_range)
+    return probe(
+        tables, train.labels.numpy(), test.labels.numpy(), seed=subject.config.seed, labels=LABELS, draws=DRAWS
+    )
+
+
+_MEASURES: dict[Group, Callable[[Subject], Any]] = {
+    "information": _information,
+    "clustering": _clusterings,
+    "samples": _samples,
+    "disentanglement": _disentanglement,
+    "traversal": _traversal,
+    "strokes": _strokes,
+    "probe": _probe,
+}
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -51,27 +51,30 @@ def choose(
 ) -> Backend:
     """The backend to run on a kind of device: ``requested``, else ``$FASTINFOGAN_BACKEND``, else the fastest.
 
+    What is requested is a demand. The variable is a preference for every op of a process: an op that does not have
+    that backend, or not for such arguments, takes its fastest instead.
+
     ``fused``: whether the arguments are such as the fused kernels take; float64 is for the reference alone.
     ``triton``: whether the op has a Triton kernel; those that no training step needs have none.
 
     Raises:
-        UserError: an unknown name, or a backend that cannot run this here.
+        UserError: an unknown name, a request that cannot run here, or a preference for what this device has for no
+            op at all.
     """
     candidates = available(device_type, native_on_cuda) if fused else ("reference",)
     if not triton:
         candidates = tuple(backend for backend in candidates if backend != "triton")
     wanted = requested or os.environ.get(VARIABLE)
-    if not wanted:
-        return candidates[0]
-    for backend in BACKENDS:
+    if wanted and wanted not in BACKENDS:
+        raise UserError(f"unknown backend {wanted!r}: choose one of {', '.join(BACKENDS)}")
+    for backend in candidates:
         if backend == wanted:
-            if backend not in candidates:
-                raise UserError(
-                    f"the {backend} backend cannot run this on {device_type} here: available are "
-                    f"{', '.join(candidates)}"
-                )
             return backend
-    raise UserError(f"unknown backend {wanted!r}: choose one of {', '.join(BACKENDS)}")
+    if wanted and (requested or wanted not in available(device_type, native_on_cuda=True)):
+        raise UserError(
+            f"the {wanted} backend cannot run this on {device_type} here: available are {', '.join(candidates)}"
+        )
+    return candidates[0]
 
 
 _LIBRARY = torch.library.Library("fastinfogan", "FRAGMENT")

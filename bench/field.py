@@ -1,0 +1,57 @@
+"""All that take part in ``step``, on made-up images, and the tables of the paper that they do so on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from bench.contestants import Contestant, Opponent
+from bench.ours import Ours
+from fastinfogan.config import PRESETS, TrainConfig
+from fastinfogan.data import Decoded
+from fastinfogan.precision import Precision, choose_precision
+
+# Name in the table of results -> preset; all with the paper's objective.
+TABLES = {
+    "mnist": "mnist-paper",
+    "celeba": "celeba",
+    "svhn": "svhn",
+    "faces": "faces-azimuth",
+    "chairs": "chairs-rotation",
+}
+IMAGES = 4096
+
+
+def field(preset: str, batch: int, device: torch.device) -> dict[str, Callable[[], Contestant]]:
+    """Name -> how that contestant is made, for the official code's objective, so that all compute the same."""
+    config = replace(PRESETS[TABLES[preset]], batch=batch, fixed_std=True)
+    full = Precision(device, torch.float32, "the other half of the comparison")
+    low = choose_precision(device, amp=True)
+
+    def ours(precision: Precision) -> Contestant:
+        return Ours(config, _random_images(config), precision)
+
+    def opponent(precision: Precision, tuned: bool) -> Contestant:
+        return Opponent(config, _random_images(config), precision, tuned=tuned)
+
+    return {
+        "fastinfogan fp32": functools.partial(ours, full),
+        f"fastinfogan {format_name(low.dtype)}": functools.partial(ours, low),
+        "eager fp32": functools.partial(opponent, full, False),
+        "tuned fp32": functools.partial(opponent, full, True),
+        f"tuned {format_name(low.dtype)}": functools.partial(opponent, low, True),
+    }
+
+
+def _random_images(config: TrainConfig) -> Decoded:
+    channels, height, width = config.network_tables.image
+    random = torch.Generator().manual_seed(0)
+    return Decoded("random", torch.randint(0, 256, (IMAGES, height, width, channels), generator=random).byte())
+
+
+def format_name(dtype: torch.dtype) -> str:
+    """``fp32``, ``bf16`` or ``fp16``."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

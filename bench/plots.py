@@ -1,0 +1,109 @@
+"""The pictures of the benchmarks, one beside each CSV; the rows are those of the CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, object]
+
+
+def save(figure: Figure, csv: Path) -> None:
+    """As PNG beside ``csv``."""
+    path = csv.with_suffix(".png")
+    figure.savefig(path, dpi=110)
+    print(f"drawn to {path}")
+
+
+def kernels(rows: Sequence[Row]) -> Figure:
+    """Microseconds of each backend against the batch: a panel per op and set of codes."""
+    ops, codes = _distinct(rows, "op"), _distinct(rows, "codes")
+    figure = Figure(figsize=(4 * len(codes), 2.6 * len(ops)), layout="constrained")
+    panels = figure.subplots(len(ops), len(codes), squeeze=False)
+    for line, op in enumerate(ops):
+        for column, code in enumerate(codes):
+            axes = panels[line][column]
+            _curves(axes, _only(rows, op=op, codes=code), "batch", "median", yscale="log")
+            axes.set(title=f"{op}, {code} codes", ylabel="µs")
+    panels[0][0].legend()
+    return figure
+
+
+def step(rows: Sequence[Row]) -> Figure:
+    """Images a second of each contestant against the batch, and what the floor allows, dashed: a panel per preset."""
+    presets = _distinct(rows, "preset")
+    figure = Figure(figsize=(4.2 * len(presets), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(presets), squeeze=False)[0]
+    for axes, preset in zip(panels, presets, strict=True):
+        of_preset = _only(rows, preset=preset)
+        _curves(axes, of_preset, "batch", "images_per_second", yscale="log")
+        for provider in ("fp32", "bf16", "fp16"):
+            floor = _only(of_preset, provider=f"fastinfogan {provider}")
+            if floor:
+                allowed = [_number(row, "batch") / _number(row, "floor_ms") * 1e3 for row in floor]
+                axes.plot([_number(row, "batch") for row in floor], allowed, "--", color="grey", linewidth=0.8)
+        axes.set(title=preset, ylabel="images/s (dashed: the floor)")
+    panels[0].legend()
+    return figure
+
+
+def data(rows: Sequence[Row]) -> Figure:
+    """Images a second of each provider, with the 20 % and 80 % quantiles."""
+    figure = Figure(figsize=(6, 0.6 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    medians = [_number(row, "median") for row in rows]
+    below = [median - _number(row, "p20") for median, row in zip(medians, rows, strict=True)]
+    above = [_number(row, "p80") - median for median, row in zip(medians, rows, strict=True)]
+    axes.barh([str(row["provider"]) for row in rows], medians, xerr=[below, above])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="images/s")
+    return figure
+
+
+def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
+    """Error on the held-out images against seconds from the cold start: a line per run, a colour per contestant."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for colour, contestant in enumerate(_distinct(curves, "contestant")):
+        of_contestant = _only(curves, contestant=contestant)
+        for number, seed in enumerate(_distinct(of_contestant, "seed")):
+            run = _only(of_contestant, seed=seed)
+            seconds, errors = ([_number(row, name) for row in run] for name in ("seconds", "error"))
+            label = str(contestant) if number == 0 else None
+            axes.plot(seconds, [100 * e for e in errors], ".-", color=f"C{colour}", linewidth=0.9, label=label)
+    for target in targets:
+        axes.axhline(100 * target, color="grey", linestyle="--", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", ylabel="error of argmax Q(c1|x) on held-out images, %")
+    axes.set_xlabel("seconds from the cold start, evaluations not counted")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend()
+    return figure
+
+
+def _curves(axes: Axes, rows: Sequence[Row], x: str, y: str, *, yscale: str) -> None:
+    """One line per provider over a doubling x."""
+    for provider in _distinct(rows, "provider"):
+        mine = _only(rows, provider=provider)
+        axes.plot([_number(row, x) for row in mine], [_number(row, y) for row in mine], "o-", label=str(provider))
+    ticks = sorted({_number(row, x) for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set(xlabel=x, yscale=yscale)
+
+
+def _distinct(rows: Sequence[Row], key: str) -> list[object]:
+    """The values of ``key`` in the order in which they come."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _only(rows: Sequence[Row], **values: object) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def _number(row: Row, key: str) -> float:
+    return float(str(row[key]))

@@ -1,0 +1,184 @@
+"""Where compressed images lie: a folder, a zip or a tar, read in place and never unpacked.
+
+Unpacking 202,599 files takes longer than decoding them, and a file that is never written cannot be written to the
+wrong place. Listing reads names, sizes and dates only; the pictures are read when their turn comes. An archive comes
+from outside, so its names and sizes are checked before anything else believes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import struct
+import tarfile
+import threading
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from fastinfogan.data.header import SUFFIX_KINDS
+from fastinfogan.data.split import Encoded, Factors
+from fastinfogan.errors import UserError
+
+SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIX_KINDS)
+MAX_BYTES = 1 << 28  # of one compressed picture; more is no picture
+# What zipfile raises about a damaged archive, beside OSError: encryption and unknown methods are among it.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError
+)  # fmt: skip
+# What numpy raises about a damaged array of its own format, zipped or not.
+ARRAY_ERRORS = (OSError, MemoryError, tokenize.TokenError, *ZIP_ERRORS)
+_BLOCK = 512  # of a tar
+
+
+@dataclass
+class Folder:
+    """Image files below ``root``; ``stamps`` is what would change with a file."""
+
+    root: Path
+    stamps: dict[str, str]
+
+    def read(self, name: str) -> bytes:
+        path = self.root / name
+        _require_sane(path.stat().st_size)
+        return path.read_bytes()
+
+
+@dataclass
+class Zip:
+    """Reads from an archive that every thread of every process opens for itself: a shared handle would seek for all."""
+
+    root: Path
+    stamps: dict[str, str]
+    _own: threading.local = field(default_factory=threading.local)
+
+    def read(self, name: str) -> bytes:
+        if getattr(self._own, "pid", None) != os.getpid():
+            self._own.archive, self._own.pid = zipfile.ZipFile(self.root), os.getpid()
+        _require_sane(self._own.archive.getinfo(name).file_size)
+        try:
+            content: bytes = self._own.archive.read(name)
+        except ZIP_ERRORS as error:
+            raise OSError(str(error)) from None  # this file is damaged
+        return content
+
+
+@dataclass
+class Tar:
+    """Reads by offset from an archive without compression; ``places`` is name -> (offset, bytes)."""
+
+    root: Path
+    stamps: dict[str, str]
+    places: dict[str, tuple[int, int]]
+
+    def read(self, name: str) -> bytes:
+        return read_at(self.root, *self.places[name])
+
+
+Source = Folder | Zip | Tar
+
+
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """``size`` bytes of a file; OSError where it ends before that. Opened anew each time: nothing is shared."""
+    _require_sane(size)
+    with path.open("rb", buffering=0) as file:
+        content = os.pread(file.fileno(), size, offset)
+    if len(content) != size:
+        raise OSError(f"{path} ends within this file")
+    return content
+
+
+def listing(path: Path) -> tuple[list[str], Source]:
+    """Names of the images in a folder, zip or tar, sorted, with ``/``; hidden and macOS's resource files left out.
+
+    Raises :class:`UserError` when there is no image, the archive is damaged, or a name in it leads out of it.
+    """
+    if path.is_dir():
+        source: Source = Folder(path, dict(_walk(path, "")))
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        source = _open_zip(path)
+    elif path.is_file() and path.suffix.lower() == ".tar":
+        source = _open_tar(path)
+    else:
+        raise UserError(f"expected a folder, a zip or a tar of images, got {path.absolute()}: give one with --data")
+    names = sorted(name for name in source.stamps if _is_image(name))
+    if not names:
+        raise UserError(
+            f"{path.absolute()} holds no {', '.join(SUFFIXES)} file: give a folder, zip or tar of images with --data"
+        )
+    return names, source
+
+
+def encode(
+    dataset: str, source: Source, names: Sequence[str], *, crop: int | None, home: Path, factors: Factors | None = None
+) -> Encoded:
+    """The files ``names`` of ``source`` as a split."""
+    digest = hashlib.sha256("\n".join(f"{name} {source.stamps[name]}" for name in names).encode())
+    chosen = tuple(names)
+    shown = tuple(str(source.root / name) for name in names)
+    return Encoded(
+        dataset, shown, lambda index: source.read(chosen[index]), crop, home, digest.hexdigest(), factors=factors
+    )
+
+
+def _open_zip(path: Path) -> Zip:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [one for one in archive.infolist() if not one.is_dir()]
+    except (OSError, *ZIP_ERRORS) as error:
+        raise _damaged(path, f"is not a whole zip file ({error})") from None
+    _require_inside(path, (one.filename for one in members))
+    return Zip(path, {one.filename: f"{one.file_size} {one.CRC}" for one in members})
+
+
+def _open_tar(path: Path) -> Tar:
+    try:
+        with tarfile.open(path, "r:") as archive, path.open("rb") as file:
+            members = [one for one in archive if one.isreg() and not one.issparse()]  # no links, no devices
+            file.seek(archive.offset)
+            end = file.read(_BLOCK)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise _damaged(path, f"is not a whole tar file without compression ({error})") from None
+    # zeros end every tar: a file that broke off between two members, or is damaged there, shows in nothing else
+    if end != bytes(_BLOCK):
+        raise _damaged(path, f"is not a whole tar file (no end mark after {len(members):,} files)")
+    _require_inside(path, (one.name for one in members))
+    stamps = {one.name: f"{one.size} {one.mtime}" for one in members}
+    return Tar(path, stamps, {one.name: (one.offset_data, one.size) for one in members})
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} of {path.stat().st_size:,} bytes {what}, probably half downloaded: download it again")
+
+
+def _require_inside(path: Path, names: Iterator[str]) -> None:
+    for name in names:
+        if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or "\0" in name:
+            raise UserError(
+                f"{path} holds a file named {name!r}, which leads out of the archive: it was made to harm, get it "
+                f"from where it is published"
+            )
+
+
+def _require_sane(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(f"the file holds {size:,} bytes, more than the {MAX_BYTES:,} that a picture may")
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            elif _is_image(entry.name):
+                status = entry.stat()
+                yield prefix + entry.name, f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _is_image(name: str) -> bool:
+    parts = name.split("/")
+    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") or part == "__MACOSX" for part in parts)

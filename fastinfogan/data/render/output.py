@@ -1,0 +1,220 @@
+"""Rendered sets on disk: drawn chunk by chunk by any number of processes, and either complete or not there.
+
+Everything is made in ``<out>/.part``, which notes the chunks that are done, so that an interrupted command goes on;
+the finished files are renamed into ``out`` at the end, ``render.json`` last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
+from fastinfogan.data.render.sheet import contact_sheet
+from fastinfogan.errors import UserError
+
+PART = ".part"
+STARTED, RECORD, FACTORS, SHEET = "recipe.json", "render.json", "factors.npz", "contact.png"
+CHUNK = 128  # images between two notes of what is done
+PER_PROCESS = 1024  # images that are worth the seconds in which a process starts
+
+Make = Callable[[Recipe], Painter]
+
+
+class Layout:
+    """How a set lies on disk: its pictures as the one array ``images.npy``. Other layouts change what they must."""
+
+    products: tuple[str, ...] = ("images.npy",)
+    least, most = 1, 10_000_000  # images
+
+    def allocate(self, part: Path, count: int, shape: tuple[int, ...]) -> None:
+        """Make room in the folder ``part`` for ``count`` images of ``shape``."""
+        allocate(part / "images.npy", (count, *shape), np.uint8)
+
+    def write(self, part: Path, first: int, images: Sequence[Bytes]) -> None:
+        """Keep images ``first``, ``first + 1``, ... in ``part``; called by several processes at once."""
+        np.load(part / "images.npy", mmap_mode="r+")[first : first + len(images)] = images
+
+    def finish(self, part: Path, factors: Sequence[Factor], values: Floats) -> None:
+        """Make the ``products`` in ``part``, once all images are kept; ``values`` is float32 [n, k]."""
+
+
+def produce(
+    recipe: Recipe, make: Make, layout: Layout, out: Path, *, workers: int | None = None, progress: bool = True
+) -> Path:
+    """Draw the set of ``recipe`` into ``out``, or go on with it, and return its contact sheet.
+
+    ``make`` builds the painter, in every process anew. Raises :class:`UserError` when ``out`` holds another set or
+    files that are none of ours, cannot be written, or is being rendered into by another command.
+    """
+    painter = make(recipe)  # first: a missing package is told before anything is written
+    part = out / PART
+    with _alone(part):
+        if not _is_there(out, recipe, layout):
+            if not (part / RECORD).exists():
+                _begin(part, recipe, painter, layout)
+                _draw(part, recipe, make, painter, layout, workers, progress)
+                _finish(part, recipe, painter, layout)
+            for name in (*layout.products, FACTORS, SHEET, RECORD):
+                if (part / name).exists():  # or an earlier command, interrupted just here, moved it
+                    (part / name).rename(out / name)
+        shutil.rmtree(part)
+    return out / SHEET
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        lock = (part / "lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {part.parent.absolute()} ({error}): choose another folder with --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another command is rendering into {part.parent.absolute()}: let it end, or choose another --out"
+            ) from None
+        yield
+
+
+def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
+    """Whether ``out`` holds the set already. Raises :class:`UserError` if something else would be overwritten."""
+    for record, state in ((out / RECORD, "holds"), (out / PART / STARTED, "holds the beginning of")):
+        if record.exists() and (found := json.loads(record.read_text())) != asdict(recipe):
+            told = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+            raise UserError(
+                f"{out.absolute()} {state} another set ({told}): choose another --out, or delete "
+                f"{record.parent.absolute()}"
+            )
+    if (out / RECORD).exists():
+        return True
+    strange = [name for name in (*layout.products, FACTORS, SHEET) if (out / name).exists()]
+    if strange and not (out / PART / RECORD).exists():
+        (out / PART / "lock").unlink()
+        with contextlib.suppress(OSError):  # it holds the beginning of a set
+            (out / PART).rmdir()
+        raise UserError(f"{out.absolute()} holds {strange[0]}, which was not rendered there: choose another --out")
+    return False
+
+
+def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None:
+    """Room for images, factors and the notes of what is done, unless an earlier command made it."""
+    if (part / STARTED).exists():
+        return
+    layout.allocate(part, recipe.count, painter.shape)
+    allocate(part / "values.npy", (recipe.count, len(painter.factors)), np.float32)
+    allocate(part / "done.npy", (-(-recipe.count // CHUNK),), np.uint8)
+    (part / STARTED).write_text(json.dumps(asdict(recipe)))
+
+
+def _draw(
+    part: Path, recipe: Recipe, make: Make, painter: Painter, layout: Layout, workers: int | None, progress: bool
+) -> None:
+    values = np.load(part / "values.npy", mmap_mode="r+")
+    done = np.load(part / "done.npy", mmap_mode="r+")
+    rows = [range(first, min(first + CHUNK, recipe.count)) for first in range(0, recipe.count, CHUNK)]
+    todo = {chunk: rows[chunk] for chunk in np.flatnonzero(done == 0).tolist()}
+    left = sum(map(len, todo.values()))
+    processes = min(workers or len(os.sched_getaffinity(0)), left // PER_PROCESS)
+    run = partial(_chunk, layout=layout, part=part, seed=recipe.seed)
+    drawn = (
+        _shared(run, todo, processes, make, recipe)
+        if processes > 1
+        else ((chunk, run(todo[chunk], painter=painter)) for chunk in todo)
+    )
+    title = f"rendering {recipe.renderer}"
+    with tqdm(total=recipe.count, initial=recipe.count - left, desc=title, unit=" images", disable=not progress) as bar:
+        for chunk, their_values in drawn:
+            values[rows[chunk].start : rows[chunk].stop] = their_values
+            done[chunk] = 1
+            bar.update(len(their_values))
+
+
+def _shared(
+    run: Callable[[range], Floats], todo: dict[int, range], processes: int, make: Make, recipe: Recipe
+) -> Iterator[tuple[int, Floats]]:
+    """``run`` on each of ``todo``, in processes of their own, as they end."""
+    # spawned, not forked: neither OpenGL nor the threads of PyTorch live through a fork
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(make, recipe))
+    try:
+        futures = {pool.submit(run, rows): chunk for chunk, rows in todo.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_own: list[Painter] = []  # the painter of a process that does nothing else
+
+
+def _start(make: Make, recipe: Recipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started this process ends it
+    _own.append(make(recipe))
+
+
+def _chunk(rows: range, *, layout: Layout, part: Path, seed: int, painter: Painter | None = None) -> Floats:
+    """Draw the images ``rows`` and keep them; returns their factors, float32 [len(rows), k]."""
+    pictures = [picture(painter or _own[0], seed, index) for index in rows]
+    layout.write(part, rows.start, [one.pixels for one in pictures])
+    return np.stack([one.values for one in pictures])
+
+
+def _finish(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None:
+    """All files of the set, complete and on the disk; the record among them says so."""
+    factors, values = painter.factors, np.load(part / "values.npy")
+    layout.finish(part, factors, values)
+    arrays = {
+        "names": np.array([one.name for one in factors]),
+        "kinds": np.array([one.kind for one in factors]),
+        "units": np.array([one.unit for one in factors]),
+        "low": np.array([one.low for one in factors], np.float32),
+        "high": np.array([one.high for one in factors], np.float32),
+        "values": values,
+    }
+    with (part / FACTORS).open("wb") as file:
+        write_npz(file, arrays)
+    contact_sheet(painter, recipe.seed, recipe.count).save(part / SHEET)
+    for path in part.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the names without the content
+    (part / RECORD).write_text(json.dumps(asdict(recipe)))
+
+
+def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """An array of zeros as the file ``path``; a full disk is told now, not by a bus error when the map is written."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def write_npz(file: io.BufferedIOBase | Any, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """``arrays`` as a compressed npz whose bytes do not depend on the time, as those of ``np.savez_compressed`` do."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as inside:
+                np.lib.format.write_array(inside, np.asanyarray(array), allow_pickle=False)

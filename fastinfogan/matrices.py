@@ -1,0 +1,126 @@
+"""The networks as matrix products: the same layers for a CPU, several times faster than the library's convolutions.
+
+A 4x4 convolution is ``patches`` and a product, a transposed one a product and ``fold``; bias or batch norm and
+activation follow in one pass. With bfloat16 the products use copies of the weights that the optimiser refreshes
+(:mod:`fastinfogan.ops.adam`), so that nothing is cast in an iteration, and gradients arrive in bfloat16 at the copies.
+The values are those of the plain modules up to rounding; what each part brought is measured in bench/NOTES.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from fastinfogan.networks import LEAKY_SLOPE, Block, activate, flatten
+from fastinfogan.ops.backend import choose
+from fastinfogan.ops.convolve import convolve, convolve_transposed
+from fastinfogan.ops.norm_act import norm_act
+from fastinfogan.precision import Precision
+
+SLOPES = {"relu": 0.0, "lrelu": LEAKY_SLOPE}  # of the activations that norm_act has
+
+
+class WeightCopy:
+    """A bfloat16 copy of a weight as the matrix that the products use: a leaf that collects the gradient."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight = weight
+        self.matrix = _matrix(weight).detach().to(torch.bfloat16).requires_grad_()
+        self.version = weight._version
+
+    def current(self) -> torch.Tensor:
+        """The matrix, rounded anew if anything but the optimiser's op, which does so itself, wrote the weight."""
+        if self.version != self.weight._version:
+            with torch.no_grad():
+                self.matrix.copy_(_matrix(self.weight))
+            self.version = self.weight._version
+        return self.matrix if self.weight.requires_grad else self.matrix.detach()
+
+
+def use_matrices(networks: Sequence[nn.Module], precision: Precision) -> Mapping[nn.Parameter, torch.Tensor] | None:
+    """Let every block of ``networks`` compute through matrix products from now on, where that is the fastest.
+
+    Returns the bfloat16 copies by weight, which the optimiser must keep up to date: none in float32. None, and nothing
+    is changed, on a GPU and without the C++ extension. The networks must be in channels-last memory format.
+    """
+    if precision.device.type != "cpu" or choose(None, "cpu", triton=False) != "native":
+        return None
+    copies: dict[nn.Parameter, torch.Tensor] = {}
+    for block in (module for network in networks for module in network.modules()):
+        if isinstance(block, Block):
+            weight = cast(nn.Parameter, block.linear.weight)
+            copy = WeightCopy(weight) if precision.dtype == torch.bfloat16 else None
+            block.engine = MatrixEngine(copy)
+            if copy is not None:
+                copies[weight] = copy.matrix
+    return copies
+
+
+class MatrixEngine:
+    """What a block computes when it is a matrix product; a :attr:`Block.engine`."""
+
+    def __init__(self, copy: WeightCopy | None) -> None:
+        self.copy = copy
+
+    def __deepcopy__(self, memo: object) -> MatrixEngine:
+        return MatrixEngine(None)  # a copy of a network is not what the optimiser updates
+
+    def __call__(self, block: Block, x: torch.Tensor, groups: int) -> torch.Tensor:
+        weight = block.linear.weight
+        low = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
+        if self.copy is not None and dtype == self.copy.matrix.dtype:
+            matrix = self.copy.current()
+        else:
+            matrix = _matrix(weight).to(dtype)
+        with torch.autocast("cpu", enabled=False):
+            return _normalise_and_activate(block, _product(block, x.to(dtype), matrix), groups)
+
+
+def _matrix(weight: torch.Tensor) -> torch.Tensor:
+    """fc ``[out, in]``; conv ``[out, (ky, kx, in)]``; up ``[in, (ky, kx, out)]``: as channels-last weights lie."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _product(block: Block, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The block's linear map without bias: rows ``[n, out]``, or an image ``[n, out, h, w]``."""
+    layer, (before, _) = block.layer, block.padding
+    if layer.kind == "fc":
+        rows = flatten(x) @ matrix.t()
+        return rows if layer.grid == 1 else rows.view(len(x), layer.grid, layer.grid, -1).permute(0, 3, 1, 2)
+    if layer.kind == "up" and layer.stride == 2:
+        return convolve_transposed(x, matrix, stride=2, before=before)
+    return convolve(x, matrix, stride=layer.stride, before=before)
+
+
+def _normalise_and_activate(block: Block, x: torch.Tensor, groups: int) -> torch.Tensor:
+    norm, slope = block.norm, SLOPES.get(block.act, 1.0)  # 1 is none
+    bias = cast(torch.Tensor, block.linear.bias if norm is None else norm.bias)
+    if norm is not None and not (norm.training and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return activate(block.normalise(x, groups), block.act)
+    if norm is None and block.act not in SLOPES:
+        bias = bias.to(x.dtype)
+        return activate(x + (bias if x.dim() == 2 else bias[:, None, None]), block.act)
+    rows = x if x.dim() == 2 else x.permute(0, 2, 3, 1).flatten(0, 2)
+    if norm is None:
+        y, _, _ = norm_act(rows, bias, slope=slope)
+    else:
+        y, mean, variance = norm_act(rows, bias, norm.weight, slope=slope, groups=groups, eps=norm.eps)
+        _keep_statistics(norm, mean, variance, len(rows) // groups)
+    y = y if x.dim() == 2 else y.view(len(x), x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+    return y if block.act in SLOPES else activate(y, block.act)
+
+
+@torch.no_grad()
+def _keep_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, n: int) -> None:
+    """Running statistics as batch norm keeps them: of one group after the other, with the unbiased variance."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    for group_mean, group_variance in zip(mean, variance, strict=True):
+        norm.num_batches_tracked += 1
+        # momentum None asks for the plain average over all batches
+        share = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(group_mean, share)
+        norm.running_var.lerp_(group_variance * (n / (n - 1)), share)

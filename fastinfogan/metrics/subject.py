@@ -1,0 +1,110 @@
+"""What is judged, and on which images: a run's two networks and two disjoint parts of its data set.
+
+Sets that are published in two splits are judged on them. Renders have none: a fifth of their images, chosen once for
+all runs, stands for the test split, and nothing that reads labels or factors is fitted on it. (The GAN has seen those
+images, without their factors: it is a generator's business to have seen the set.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fastinfogan import data
+from fastinfogan.codes import LatentSpec
+from fastinfogan.config import TrainConfig
+from fastinfogan.data.decode import decode_all
+from fastinfogan.data.split import Decoded, Encoded, Factors, Split
+from fastinfogan.metrics.batchnorm import recalibrated
+from fastinfogan.metrics.images import image_batches
+from fastinfogan.networks import Discriminator, Generator
+from fastinfogan.ops import recognize
+
+CALIBRATION_IMAGES = 10_000
+MOST_IMAGES = 50_000  # of either part of a set without splits: dSprites whole would take 3 GB
+_PUBLISHED_SPLITS = (*data.FIXED, "celeba")
+
+
+class Labelled(NamedTuple):
+    """pixels: uint8 ``[n, h, w, c]``; labels: int64 ``[n]``, empty where there are none; factors: a row per image."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    factors: Factors | None = None
+
+    def rows(self, index: torch.Tensor) -> Labelled:
+        """The images ``index`` int64 ``[m]`` of it."""
+        labels = self.labels[index] if len(self.labels) else self.labels
+        factors = None if self.factors is None else self.factors.rows(index)
+        return Labelled(self.pixels[index], labels, factors)
+
+    def some(self, n: int, seed: int) -> Labelled:
+        """``n`` images of it chosen at random, or all where there are no more."""
+        if n >= len(self.pixels):
+            return self
+        chosen = np.random.default_rng(seed).permutation(len(self.pixels))[:n]
+        return self.rows(torch.from_numpy(chosen))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run's networks; the images that judge them are opened when first asked for."""
+
+    config: TrainConfig
+    generator: Generator
+    discriminator: Discriminator
+
+    @property
+    def image_range(self) -> tuple[float, float]:
+        return self.config.network_tables.image_range
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.discriminator.parameters()).device
+
+    @cached_property
+    def real(self) -> tuple[Labelled, Labelled]:
+        """The training and the test images.
+
+        Raises:
+            UserError: the data set is not where ``config.data`` says.
+        """
+        if self.config.dataset in _PUBLISHED_SPLITS:
+            return self._opened("train"), self._opened("test")
+        whole = self._opened("train")
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(whole.pixels)))
+        fifth = len(order) // 5
+        return whole.rows(order[fifth:][:MOST_IMAGES]), whole.rows(order[:fifth][:MOST_IMAGES])
+
+    @cached_property
+    def judge(self) -> Discriminator:
+        """D and Q in eval mode, their batch-norm statistics those of 10,000 training images."""
+        pixels = self.real[0].pixels[:CALIBRATION_IMAGES]
+        return recalibrated(self.discriminator, image_batches(pixels, self.image_range, self.device))
+
+    def _opened(self, split: Split) -> Labelled:
+        config = self.config
+        image = config.network_tables.image
+        opened = data.open_split(config.dataset, config.data, split, image, gray=config.gray, tables=config.tables)
+        if isinstance(opened, Encoded):
+            opened = decode_all(opened, image, self.device, reject_limit=config.reject_limit)
+        assert isinstance(opened, Decoded)
+        labels = torch.empty(0, dtype=torch.int64) if opened.labels is None else opened.labels
+        return Labelled(opened.pixels, labels, opened.factors)
+
+
+@torch.inference_mode()
+def predict(
+    discriminator: Discriminator, spec: LatentSpec, split: Labelled, image_range: tuple[float, float]
+) -> torch.Tensor:
+    """The likeliest value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
+    device = next(discriminator.parameters()).device
+    parts = [
+        recognize(spec, discriminator.recognition(discriminator.features(images))).categories
+        for images in image_batches(split.pixels, image_range, device)
+    ]
+    return torch.cat(parts).cpu()

@@ -1,0 +1,108 @@
+"""Adam: PyTorch's fused one on a GPU, and on a CPU one that also refreshes the bfloat16 copies of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinfogan.ops.adam import adam
+
+
+class Adam(torch.optim.Adam):
+    """PyTorch's, with the gradients at hand that its next step will use."""
+
+    def gradients(self) -> list[torch.Tensor]:
+        """To be averaged in place where several processes train."""
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def adam_for(
+    parameters: list[nn.Parameter],
+    device: torch.device,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    copies: Mapping[nn.Parameter, torch.Tensor] | None,
+) -> Adam:
+    """The fastest Adam on ``device``; with ``copies``, or None where the networks compute with the weights alone."""
+    if copies is not None:
+        return RefreshingAdam(parameters, lr=lr, betas=betas, copies=copies)
+    return Adam(parameters, lr=lr, betas=betas, fused=True, capturable=device.type == "cuda")
+
+
+class RefreshingAdam(Adam):
+    """Adam whose step is one op over all weights; the networks compute with ``copies`` of some of them.
+
+    copies: the bfloat16 matrix of a weight, a leaf that collects the gradient in the weight's place and is written in
+    the same pass. State and its names are those of ``torch.optim.Adam``, so checkpoints fit either.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        copies: Mapping[nn.Parameter, torch.Tensor],
+    ) -> None:
+        super().__init__(parameters, lr=lr, betas=betas)
+        self.copies = {parameter: copies[parameter] for parameter in parameters if parameter in copies}
+        self.no_copy = torch.empty(0, dtype=torch.bfloat16)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for copy in self.copies.values():
+            copy.grad = None
+
+    def gradients(self) -> list[torch.Tensor]:
+        """To be averaged in place where several processes train."""
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        found = [self._leaf(weight).grad for weight in weights]
+        return [gradient for gradient in found if gradient is not None]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step on whatever has a gradient."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if self._leaf(weight).grad is not None]
+            if not weights:
+                continue
+            states = [self._state(weight) for weight in weights]
+            step, *others = [state["step"] for state in states]
+            if others:
+                torch._foreach_add_(others, 1)  # the op counts the first
+            adam(
+                weights,
+                [_in_order_of(self._leaf(weight)) for weight in weights],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [self.copies.get(weight, self.no_copy) for weight in weights],
+                step,
+                learning_rate=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+            )
+
+    def _leaf(self, weight: nn.Parameter) -> torch.Tensor:
+        """Where the gradient of ``weight`` is collected."""
+        return self.copies.get(weight, weight)
+
+    def _state(self, weight: torch.Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        return state
+
+
+def _in_order_of(leaf: torch.Tensor) -> torch.Tensor:
+    """The gradient of ``leaf`` with its elements in memory as the leaf's: the op walks both side by side."""
+    gradient = leaf.grad
+    assert gradient is not None
+    if gradient.stride() == leaf.stride():
+        return gradient
+    return torch.empty_like(leaf, dtype=gradient.dtype).copy_(gradient)

@@ -1,0 +1,179 @@
+"""What each of two processes does for test_distributed.py: ``python distributed_worker.py FOLDER``.
+
+All in one process group, as starting Python and torch twice is what takes the time. The last thing is that process 1
+is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinfogan import checkpoint, networks
+from fastinfogan.config import TrainConfig
+from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
+from fastinfogan.distributed import ALONE, LostProcess, Ranks, SynchronisedNorm, joined, synchronise_norms
+from fastinfogan.precision import Precision
+from fastinfogan.run_directory import RunDirectory
+from fastinfogan.trainer import Trainer
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    dataset="fashion-mnist", noise=6, batch=8, iterations=6, log_every=2, figure_every=100, save_every=100, seed=3,
+    device="cpu",
+)  # fmt: skip
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "trunk gets MI": {},
+    "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
+    "invariance": {"invariance": 1.0},
+}
+
+
+def trainer(config: TrainConfig, folder: Path, ranks: Ranks = ALONE, step: int = 0) -> Trainer:
+    """A trainer on 40 random images; Adam with a large eps, or it turns rounding noise in a gradient into a step."""
+    pixels = torch.randint(0, 256, (40, 28, 28, 1), generator=torch.Generator().manual_seed(0)).byte()
+    plan = BatchPlan(ranks.share(config.batch), config.seed, 0.0, 1.0, True, CPU, rank=ranks.rank, world=ranks.world)
+    run = RunDirectory(folder, config, step, writes=ranks.first)
+    made = Trainer(
+        config, ResidentBatches(Decoded("made", pixels), plan), run, Precision(CPU, torch.float32, ""), ranks
+    )
+    for phase in (made.discriminator_phase, made.generator_phase):
+        phase.optimiser.param_groups[0]["eps"] = 1e-2
+    return made
+
+
+def curve(made: Trainer) -> dict[str, Any]:
+    """Latents and images of each step, all readings, and what the weights have become."""
+    found: dict[str, Any] = {"latents": [], "images": [], "readings": []}
+    for step in range(CONFIG.iterations):
+        found["latents"].append(made.draw(step).z)
+        found["images"].append(made.batches.at(step))
+        made.iteration(step)
+        found["readings"].append(list(made.metrics.read().values()))
+    found["state"] = {name: tensor.clone() for name, tensor in made.state().items() if "metrics" not in name}
+    return found
+
+
+def norm_case(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs far from 0, as a sum of squares would lose them, and gradients."""
+    generator = torch.Generator().manual_seed(len(shape))
+    x = torch.randn(shape, generator=generator) * torch.arange(1, shape[1] + 1).view(-1, *[1] * (len(shape) - 2)) + 300
+    dy = torch.randn(shape, generator=generator)
+    if len(shape) == 4:
+        x, dy = (one.contiguous(memory_format=torch.channels_last) for one in (x, dy))
+    return x, dy
+
+
+NORM_SHAPES = ((12, 5), (12, 5, 3, 2))
+
+
+def run_norm(norm: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Output, gradients and running statistics of two forward passes, the second without a gradient of the weights."""
+    norm.weight.data.copy_(torch.linspace(0.5, 2, len(norm.weight)))  # type: ignore[union-attr, operator, arg-type]
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(dy)
+    found = {"y": y.detach(), "dx": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    norm(x * 2)
+    return found | {name: buffer.clone() for name, buffer in norm.named_buffers()}  # type: ignore[return-value]
+
+
+def synchronised_norms(ranks: Ranks) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for shape in NORM_SHAPES:
+        x, dy = (one.chunk(ranks.world)[ranks.rank] for one in norm_case(shape))
+        module = nn.Sequential(nn.BatchNorm1d(shape[1]) if len(shape) == 2 else nn.BatchNorm2d(shape[1]))
+        synchronise_norms(module)
+        assert isinstance(module[0], SynchronisedNorm)
+        found.append(run_norm(module[0], x, dy))
+    return found
+
+
+def averages(ranks: Ranks) -> list[torch.Tensor]:
+    """One bucket of tensors of several types and layouts."""
+    image = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) * (ranks.rank + 1)
+    tensors = [
+        image,
+        torch.tensor([1.0, 5.0], dtype=torch.bfloat16) * (2 * ranks.rank),
+        torch.tensor(float(ranks.rank)),
+    ]
+    ranks.average_together(tensors)
+    return tensors
+
+
+def interrupted(folder: Path, ranks: Ranks) -> tuple[int, int | None]:
+    """Process 1 alone gets a signal, in its third iteration."""
+    made = trainer(CONFIG, folder / "interrupted", ranks)
+    iterate = made.iteration
+
+    def iteration(step: int) -> None:
+        iterate(step)
+        if step == 2 and ranks.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    made.iteration = iteration  # type: ignore[method-assign]
+    stopped = made.train(lambda _: None)
+    return stopped.step, None if stopped.signal is None else int(stopped.signal)
+
+
+def resumed(folder: Path, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The interrupted run goes on to its end."""
+    made = trainer(CONFIG, folder / "interrupted", ranks, step=3)
+    with ranks.in_turn():  # it is the first that saves
+        made.restore(checkpoint.load(folder / "interrupted"))
+    made.train(lambda _: None)
+    return made.state()
+
+
+def lost(folder: Path, ranks: Ranks) -> str:
+    """Process 1 is gone in the fifth iteration of a run that saves after the fourth."""
+    made = trainer(replace(CONFIG, save_every=4), folder / "lost", ranks)
+    iterate = made.generator_phase.update
+
+    def update(*arguments: Any) -> torch.Tensor:
+        if made.step == 4 and ranks.rank == 1:
+            os._exit(9)
+        return iterate(*arguments)
+
+    made.generator_phase.update = update  # type: ignore[method-assign]
+    try:
+        made.train(lambda _: None)
+    except LostProcess as error:
+        return str(error)
+    return "it was not noticed"
+
+
+def main(folder: Path) -> None:
+    """Do all of it and leave ``RANK.pt`` in ``folder``."""
+    torch.set_num_threads(1)
+    from conftest import GREY
+
+    networks.TABLES["mnist"] = GREY
+    with joined("cpu") as (ranks, device):
+        assert device == CPU
+        found: dict[str, Any] = {"norms": synchronised_norms(ranks), "averages": averages(ranks)}
+        found["agreed"] = [ranks.any(False), ranks.any(ranks.rank == 1), ranks.from_first(f"from {ranks.rank}")]
+        with ranks.in_turn():
+            marks = folder / "marks"
+            marks.write_text((marks.read_text() if marks.exists() else "") + str(ranks.rank))
+        for name, changes in OBJECTIVES.items():
+            found[name] = curve(trainer(replace(CONFIG, **changes), folder / name.replace(" ", "-"), ranks))
+        found["interrupted"] = interrupted(folder, ranks)
+        found["resumed"] = resumed(folder, ranks)
+        found["unbroken"] = (whole := trainer(CONFIG, folder / "unbroken", ranks)) and whole.train(lambda _: None).step
+        found["unbroken state"] = whole.state()
+        torch.save(found, folder / f"{ranks.rank}.pt")
+        found["lost"] = lost(folder, ranks)
+        torch.save(found, folder / f"{ranks.rank}.pt")
+        os._exit(0)  # the group cannot be left in order any more
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,432 @@
+"""The CPU's layers: convolutions as products, norm with activation, Adam, and the networks made of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan.errors import UserError
+from fastinfogan.matrices import use_matrices
+from fastinfogan.networks import TABLES, build
+from fastinfogan.ops import native
+from fastinfogan.ops.adam import adam
+from fastinfogan.ops.convolve import convolve, convolve_transposed
+from fastinfogan.ops.norm_act import norm_act
+from fastinfogan.optimiser import Adam, RefreshingAdam
+from fastinfogan.precision import Precision
+
+NATIVE = pytest.mark.skipif(not native.available(), reason=str(native.why_not))
+BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _the_same_values_every_time() -> None:
+    torch.manual_seed(0)
+
+
+quick = settings(deadline=None, max_examples=25)
+
+
+def assert_as_accurate(
+    found: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, terms: int, scale: float = 0.0
+) -> None:
+    """``found`` errs at most twice as far from ``exact`` as PyTorch's own ``stock`` does in the same precision.
+
+    One rounding of the largest value, or of ``scale``, the largest of what cancels in it, and in fp32 one per doubling
+    of the number of summed terms, is always allowed.
+    """
+    assert found.dtype == stock.dtype and found.shape == exact.shape
+    if not exact.numel():
+        return
+    unit = torch.finfo(found.dtype).eps * max(scale, exact.abs().max().item())
+    allowed = 2 * (stock.double() - exact).abs().max().item() + unit * max(1, terms).bit_length() / 2
+    assert (found.double() - exact).abs().max().item() <= allowed
+
+
+@st.composite
+def convolutions(draw: Any) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Images, in any memory order, a matrix, a stride and a padding."""
+    stride = draw(st.sampled_from([1, 2]))
+    before = draw(st.integers(0, 4 - stride))
+    n, inputs, outputs = draw(st.integers(0, 5)), draw(st.sampled_from([1, 2, 3, 16, 33])), draw(st.integers(1, 20))
+    height, width = (stride * draw(st.integers(2, 7)) for _ in range(2))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(DTYPES)
+    images = torch.randn(n, inputs, height, width, generator=generator).to(dtype)
+    order = draw(st.sampled_from(["contiguous", "channels-last", "sliced"]))
+    if order == "channels-last":
+        images = images.contiguous(memory_format=torch.channels_last)
+    elif order == "sliced":
+        images = torch.cat([images, images], 1)[:, inputs:]
+    return images, torch.randn(outputs, 16 * inputs, generator=generator).to(dtype), stride, before
+
+
+def results(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int, backend: str) -> list[torch.Tensor]:
+    """The convolution, its transpose back to the images' shape, and the gradients of a weighted sum of the first."""
+    images, matrix = images.detach().requires_grad_(), matrix.detach().requires_grad_()
+    small = convolve(images, matrix, stride=stride, before=before, backend=backend)
+    weights = torch.linspace(-1, 1, small.numel()).view(small.shape).to(small.dtype)
+    gradients = torch.autograd.grad((small * weights).sum(), (images, matrix)) if small.numel() else ()
+    large = convolve_transposed(small.detach(), matrix, stride=stride, before=before, backend=backend)
+    return [small.detach(), large.detach(), *gradients]
+
+
+@NATIVE
+@quick
+@given(convolutions())
+def test_convolutions_as_products_err_no_more_than_twice_as_the_librarys(case: Any) -> None:
+    images, matrix, stride, before = case
+    found = results(images, matrix, stride, before, "native")
+    stock = results(images, matrix, stride, before, "reference")
+    exact = results(images.double(), matrix.double(), stride, before, "reference")
+    terms = 16 * max(images.shape[1], matrix.shape[0]) + images.shape[0] * images.shape[2] * images.shape[3]
+    # The transpose is applied to each one's own small image: compare what it makes of the exact one's rounding.
+    for mine, library, truth in zip(found, stock, exact, strict=True):
+        assert_as_accurate(mine, library, truth, terms)
+
+
+@NATIVE
+@pytest.mark.parametrize("batch", [1, 513])
+def test_chunks_of_patches_do_not_change_a_convolution(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(batch, 8, 12, 12, generator=torch.Generator().manual_seed(batch))
+    matrix = torch.randn(6, 128, generator=torch.Generator().manual_seed(1))
+    whole = results(images, matrix, 2, 1, "native")
+    monkeypatch.setattr(native, "_PATCHES_AT_A_TIME", 100_000)
+    for one, other in zip(whole, results(images, matrix, 2, 1, "native"), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def test_a_convolution_is_conv2d_and_its_transpose_conv_transpose2d() -> None:
+    images, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 4, 4)
+    matrix = weight.permute(0, 2, 3, 1).flatten(1)
+    torch.testing.assert_close(
+        convolve(images, matrix, stride=2, before=1),
+        F.conv2d(images, weight, stride=2, padding=1),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    small = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(
+        convolve_transposed(small, matrix, stride=2, before=1),
+        F.conv_transpose2d(small, weight, stride=2, padding=1),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    uneven = convolve(images, matrix, stride=1, before=1)
+    torch.testing.assert_close(uneven, F.conv2d(F.pad(images, (1, 2, 1, 2)), weight), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("stride", "before"), [(1, 1), (1, 2), (2, 1), (2, 0)])
+def test_gradients_of_convolutions_are_those_of_finite_differences(stride: int, before: int) -> None:
+    images = torch.randn(1, 2, 2, 4, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(2, 32, dtype=torch.float64, requires_grad=True)
+    small = torch.randn(1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda i, m: convolve(i, m, stride=stride, before=before), (images, matrix))
+    assert torch.autograd.gradcheck(
+        lambda i, m: convolve_transposed(i, m, stride=stride, before=before), (small, matrix)
+    )
+
+
+def test_convolutions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"sides it divides and a matrix \[out, 48\], got \(1, 3, 5, 4\)"):
+        convolve(torch.zeros(1, 3, 5, 4), torch.zeros(2, 48), stride=2, before=1)
+    with pytest.raises(UserError, match=r"matrix \[3, 16 \* out\], got \(2, 48\)"):
+        convolve_transposed(torch.zeros(1, 3, 4, 4), torch.zeros(2, 48), stride=2, before=1)
+    with pytest.raises(UserError, match="at 3 with 1"):
+        convolve(torch.zeros(1, 3, 6, 6), torch.zeros(2, 48), stride=3, before=1)
+
+
+# ------------------------------------------------------------------------------------------------- norm_act
+
+
+@st.composite
+def norms(draw: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float, int, torch.Tensor]:
+    groups, rows, columns = (
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([2, 3, 64, 65, 200])),
+        draw(st.integers(1, 40)),
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shift = draw(st.sampled_from([0.0, 1.0, 100.0]))
+    dtype = draw(DTYPES)
+    if dtype == torch.float16:
+        shift = min(shift, 1.0)
+    x = (torch.randn(groups * rows, columns, generator=generator) + shift).to(dtype)
+    gain = torch.randn(columns, generator=generator) if draw(st.booleans()) else None
+    dy = torch.randn(groups * rows, columns, generator=generator).to(dtype)
+    if draw(st.booleans()):  # rows that are not neighbours in memory
+        x = torch.cat([x, x], 1)[:, :columns]
+    return x, torch.randn(columns, generator=generator), gain, draw(st.sampled_from([0.0, 0.1, 1.0])), groups, dy
+
+
+def normalised(case: Any, backend: str, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """y, mean, variance, and the gradients of x, bias and gain."""
+    x, bias, gain, slope, groups, dy = case
+    if dtype is not None:
+        x, bias, gain, dy = (None if t is None else t.to(dtype) for t in (x, bias, gain, dy))
+    leaves = [t.detach().requires_grad_() for t in (x, bias, gain) if t is not None]
+    y, mean, variance = norm_act(*leaves, slope=slope, groups=groups, backend=backend)
+    gradients = torch.autograd.grad(y, leaves, dy)
+    return [y.detach(), mean, variance, *gradients]
+
+
+@NATIVE
+@quick
+@given(norms())
+def test_norm_act_errs_no_more_than_twice_as_the_reference(case: Any) -> None:
+    found, stock = normalised(case, "native"), normalised(case, "reference")
+    exact = normalised(case, "reference", torch.float64)
+    x = case[0]
+    # An activation's kink: where z is within rounding of 0, either side's gradient is right.
+    with torch.no_grad():
+        z, *_ = norm_act(
+            *(t.double() for t in case[:3] if t is not None), slope=1.0, groups=case[4], backend="reference"
+        )
+    if case[3] != 1.0 and bool((z.abs() < 1e-5 * (1 + z.abs().max())).any()):
+        found, stock, exact = found[:3], stock[:3], exact[:3]
+    # dx is the difference of terms as large as dy * gain / std; gain's and bias's gradients are sums over rows.
+    deviation = exact[2].min().sqrt().item() if exact[2].numel() else 1.0
+    largest = case[5].abs().max().item() * (1.0 if case[2] is None else case[2].abs().max().item() / (deviation + 3e-3))
+    scales = [0.0, x.abs().max().item(), 0.0, largest, float(x.shape[0]), float(x.shape[0])]
+    for mine, reference, truth, scale in zip(found, stock, exact, scales, strict=False):
+        assert_as_accurate(mine, reference, truth, 4 * x.shape[0], scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norm_act_is_batch_norm_and_leaky_relu_per_group(backend: str) -> None:
+    norm = nn.BatchNorm1d(7)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, 50, 7) * (0.5 + torch.rand(7)) + torch.randn(7)
+    y, mean, variance = norm_act(x.flatten(0, 1), norm.bias, norm.weight, slope=0.1, groups=3, backend=backend)
+    expected = torch.cat([F.leaky_relu(norm(part), 0.1) for part in x])
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mean, x.mean(1))
+    torch.testing.assert_close(variance, x.var(1, correction=0))
+
+
+@pytest.mark.parametrize("with_gain", [True, False])
+def test_gradients_of_norm_act_are_those_of_finite_differences(with_gain: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(10, 3, dtype=torch.float64, generator=generator), torch.randn(3, dtype=torch.float64)]
+    leaves += [torch.randn(3, dtype=torch.float64)] if with_gain else []
+    for leaf in leaves:
+        leaf.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *t: norm_act(*t, slope=0.3, groups=2)[0], leaves)
+
+
+def test_norm_act_refuses_what_does_not_fit() -> None:
+    with pytest.raises(UserError, match=r"\[groups \* n, 3\] for 2 groups, got \(5, 3\)"):
+        norm_act(torch.zeros(5, 3), torch.zeros(3), slope=0.0, groups=2)
+    with pytest.raises(UserError, match="at least 2 rows in each of 2 groups, got 2"):
+        norm_act(torch.zeros(2, 3), torch.zeros(3), torch.ones(3), slope=0.0, groups=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_layers_are_whole_torch_ops(backend: str) -> None:
+    ops = torch.ops.fastinfogan
+    images, matrix = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(5, 48, requires_grad=True)
+    images = images.contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(ops.convolve.default, (images, matrix, 2, 1, backend))
+    small = torch.randn(2, 5, 2, 2, requires_grad=True)
+    torch.library.opcheck(ops.convolve_transposed.default, (small, matrix, 2, 1, backend))
+    torch.library.opcheck(ops.convolve_gradient.default, (images.detach(), small.detach(), 2, 1, backend))
+    x, bias, gain = torch.randn(6, 3, requires_grad=True), torch.randn(3), torch.randn(3, requires_grad=True)
+    torch.library.opcheck(ops.norm_act.default, (x, bias, gain, 0.1, 2, 1e-5, backend))
+
+
+@NATIVE
+def test_instruction_sets_and_numbers_of_threads_agree_bit_for_bit() -> None:
+    _C = native._C
+    images, matrix = torch.randn(70, 16, 8, 8), torch.randn(4, 256)
+    x, bias, gain = torch.randn(4096, 32), torch.randn(32), torch.randn(32)
+    outcomes = []
+    best, threads = _C.isa(), torch.get_num_threads()
+    try:
+        for isa in _C.isas:
+            for n in (1, 2):
+                _C.use_isa(isa)
+                torch.set_num_threads(n)
+                _, _, patches = next(native._patches(images, 2, 1))
+                y, mean, variance = native.norm_act(x, bias, gain, 0.1, 2, 1e-5)
+                backward = native.norm_act_backward(y, x, bias, gain, mean, variance, 0.1, 2, 1e-5)
+                outcomes.append([patches.clone(), y, mean, variance, *backward])
+    finally:
+        _C.use_isa(best)
+        torch.set_num_threads(threads)
+    for outcome in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcome, outcomes[0], strict=True))
+    assert matrix.shape[0] == 4
+
+
+# ----------------------------------------------------------------------------------------------------- Adam
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gradient_dtype", [torch.float32, torch.bfloat16])
+def test_adam_is_torchs_and_its_copies_are_the_weights_rounded(backend: str, gradient_dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1,), (3, 5), (100, 333), (8192,), (8193,)]
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    stock = [nn.Parameter(weight.double()) for weight in weights]
+    optimiser = torch.optim.Adam(stock, lr=1e-2, betas=(0.5, 0.999))
+    firsts, seconds = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    copies = [torch.empty(weight.shape if i % 2 else 0, dtype=torch.bfloat16) for i, weight in enumerate(weights)]
+    step = torch.zeros(())
+    for _ in range(5):
+        gradients = [torch.randn(shape, generator=generator).to(gradient_dtype) for shape in shapes]
+        for parameter, gradient in zip(stock, gradients, strict=True):
+            parameter.grad = gradient.double()
+        optimiser.step()
+        adam(weights, gradients, firsts, seconds, copies, step, learning_rate=1e-2, betas=(0.5, 0.999), backend=backend)
+    assert step.item() == 5
+    for weight, parameter, made in zip(weights, stock, copies, strict=True):
+        torch.testing.assert_close(weight, parameter.detach().float(), atol=1e-6, rtol=1e-6)
+        assert not made.numel() or torch.equal(made, weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_the_refreshing_optimiser_moves_weights_in_any_memory_order_as_torchs(copies: bool) -> None:
+    weight = nn.Parameter(torch.randn(6, 5, 4, 4).contiguous(memory_format=torch.channels_last))
+    stock = nn.Parameter(weight.detach().clone())
+    copy_of = {weight: torch.empty(6, 80, dtype=torch.bfloat16).requires_grad_()} if copies else {}
+    mine = RefreshingAdam([weight], lr=1e-2, betas=(0.5, 0.999), copies=copy_of)
+    theirs = torch.optim.Adam([stock], lr=1e-2, betas=(0.5, 0.999))
+    for _ in range(3):
+        gradient = torch.randn(6, 5, 4, 4).to(torch.bfloat16).float()
+        stock.grad = gradient
+        if copies:
+            copy_of[weight].grad = gradient.permute(0, 2, 3, 1).flatten(1).to(torch.bfloat16)
+        else:
+            weight.grad = gradient  # contiguous: another order than the weight's
+        assert len(mine.gradients()) == 1
+        mine.step()
+        theirs.step()
+    torch.testing.assert_close(weight, stock, atol=1e-6, rtol=1e-6)
+    if copies:
+        assert torch.equal(copy_of[weight].detach(), weight.detach().permute(0, 2, 3, 1).flatten(1).to(torch.bfloat16))
+    mine.zero_grad()
+    assert mine.gradients() == []
+
+
+# ------------------------------------------------------------------------------------- networks as matrices
+
+SPEC = LatentSpec(6, (Categorical(4), Uniform(2)))
+
+
+def pair(name: str, dtype: torch.dtype) -> tuple[list[nn.Module], list[nn.Module], Any]:
+    """Stock networks and the same as matrices, with weights large enough for every unit to be awake."""
+    stock = list(build(TABLES[name], SPEC, seed=1))
+    for network in stock:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in network.parameters():
+            with torch.no_grad():
+                parameter.mul_(2.0) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    mine = copy.deepcopy(stock)
+    return stock, mine, use_matrices(mine, Precision(CPU, dtype, "a test"))
+
+
+def play(networks: list[nn.Module], z: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of G, and of D and Q on two groups; the gradients of a loss of them are left at the weights."""
+    generator, discriminator = networks
+    images = generator(z)
+    features = discriminator.features(torch.cat([images, 0.5 * images]), groups=2)  # type: ignore[operator]
+    outputs = [images, discriminator.adversarial(features), discriminator.recognition(features, groups=2)]  # type: ignore[operator]
+    sum((output.float() ** 2).sum() for output in outputs[1:]).backward()  # type: ignore[union-attr]
+    return [output.detach().float() for output in outputs]
+
+
+@NATIVE
+@pytest.mark.parametrize("name", TABLES)
+def test_matrices_compute_what_the_modules_compute(name: str) -> None:
+    stock, mine, copies = pair(name, torch.float32)
+    assert copies == {}
+    exact = [copy.deepcopy(network).double() for network in stock]
+    z = torch.randn(16, SPEC.dim, generator=torch.Generator().manual_seed(0))
+    outputs = [play(networks, z.to(next(networks[0].parameters()).dtype)) for networks in (mine, stock, exact)]
+    for found, library, truth in zip(*outputs, strict=True):
+        assert_as_accurate(found, library, truth.double(), 1 << 16)
+    for trio in zip(*([p for n in networks for p in n.parameters()] for networks in (mine, stock, exact)), strict=True):
+        found, library, truth = (parameter.grad for parameter in trio)
+        assert found.stride() == trio[0].stride() or found.is_contiguous()
+        # Where a value is within rounding of an activation's kink, either implementation may fall on either side of it.
+        for gradient in (found, library):
+            assert (gradient.double() - truth).norm() <= 0.02 * truth.norm()
+    for mine_buffer, stock_buffer in zip(
+        *([b for n in networks for b in n.buffers()] for networks in (mine, stock)), strict=True
+    ):
+        torch.testing.assert_close(mine_buffer, stock_buffer, atol=1e-4, rtol=1e-4)
+
+
+@NATIVE
+def test_in_bfloat16_matrices_err_no_more_than_twice_as_autocast() -> None:
+    stock, mine, copies = pair("mnist", torch.bfloat16)
+    z = torch.randn(64, SPEC.dim, generator=torch.Generator().manual_seed(0))
+    double = [copy.deepcopy(network).double() for network in stock]
+    exact = play(double, z.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, library = (play(networks, z) for networks in (mine, stock))
+    for one, other, truth in zip(found, library, exact, strict=True):
+        error, stock_error = ((value - truth).square().mean().sqrt().item() for value in (one, other))
+        assert error <= 2 * stock_error
+    weights = [p for network in mine for p in network.parameters() if p in copies]
+    assert weights and all(weight.grad is None and copies[weight].grad is not None for weight in weights)
+    theirs, truths = ([p.grad for n in networks for p in n.parameters() if p.dim() > 1] for networks in (stock, double))
+    for weight, library, truth in zip(weights, theirs, truths, strict=True):
+        found, library, truth = (
+            (g if g.dim() == 2 else g.permute(0, 2, 3, 1).flatten(1)).double()
+            for g in (copies[weight].grad, library, truth)
+        )
+        assert (found - truth).norm() <= 2 * (library - truth).norm()
+
+
+@NATIVE
+def test_copies_follow_weights_that_are_written_by_hand_and_stay_with_frozen_ones() -> None:
+    _, (generator, _), copies = pair("mnist", torch.bfloat16)
+    z = torch.randn(4, SPEC.dim)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        generator.eval()
+        before = generator(z)
+        for parameter in generator.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.5)
+        assert not torch.equal(generator(z), before)
+    for weight, matrix in copies.items():
+        if weight in set(generator.parameters()):
+            flat = weight.detach() if weight.dim() == 2 else weight.detach().permute(0, 2, 3, 1).flatten(1)
+            assert torch.equal(matrix.detach(), flat.to(torch.bfloat16))
+            weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generator(z.requires_grad_()).sum().backward() is None
+    assert all(matrix.grad is None for matrix in copies.values())
+
+
+@NATIVE
+def test_a_copy_of_a_network_has_a_life_of_its_own() -> None:
+    _, (generator, _), _ = pair("mnist", torch.bfloat16)
+    other = copy.deepcopy(generator)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert generator.eval()(torch.randn(2, SPEC.dim)).float().std() > 0
+        assert other.eval()(torch.randn(2, SPEC.dim)).float().std() == 0
+
+
+def test_without_a_cpu_or_the_extension_the_modules_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = list(build(TABLES["mnist"], SPEC, seed=0))
+    assert use_matrices(networks, Precision(torch.device("cuda"), torch.bfloat16, "a test")) is None
+    monkeypatch.setenv("FASTINFOGAN_BACKEND", "reference")
+    assert use_matrices(networks, Precision(CPU, torch.bfloat16, "a test")) is None
+    assert all(getattr(module, "engine", None) is None for network in networks for module in network.modules())
+    assert issubclass(RefreshingAdam, Adam)

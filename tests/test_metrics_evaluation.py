@@ -1,0 +1,233 @@
+"""Every group of the evaluation ends in the table and the file, and what cannot be measured is told, not invented."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, Outcome
+from image_files import idx_files, write_folder
+from test_metrics_traversal import rendered
+
+from fastinfogan import data, evaluate
+from fastinfogan.config import TrainConfig
+from fastinfogan.data.split import Decoded, Factors
+from fastinfogan.metrics import evaluation, subject, traversal
+from fastinfogan.metrics.evaluation import ALL, QUICK, Evaluation
+from fastinfogan.metrics.features import FeatureNetwork
+from fastinfogan.metrics.sample_quality import count_name, sample_quality
+from fastinfogan.metrics.subject import Labelled, Subject
+from fastinfogan.networks import build
+
+CPU = torch.device("cpu")
+
+
+def flat(name: str = "rawnet") -> FeatureNetwork:
+    return FeatureNetwork(name, "the pixels themselves", CPU, lambda images: images.flatten(1))
+
+
+def noise(n: int, seed: int, low: int = 0, high: int = 256) -> torch.Tensor:
+    return torch.randint(low, high, (n, 4, 4, 1), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def quality(generated: torch.Tensor) -> Any:
+    n = len(generated)
+    values = (torch.arange(n) % 2)[:, None]
+    return sample_quality(
+        flat(), real=noise(n, 0), training=noise(n, 1), generated=generated, real_values=values,
+        generated_values=values, names=("c1",), seed=0,
+    )  # fmt: skip
+
+
+def test_a_perfect_generator_reaches_the_floor_and_no_better() -> None:
+    found = quality(noise(400, 2))
+    assert found.fid == pytest.approx(found.floor_fid, rel=0.2)
+    assert abs(found.kid.distance) < 4 * found.kid.standard_error
+    assert found.manifolds.coverage == pytest.approx(found.floor_manifolds.coverage, abs=0.05)
+    assert found.diversity["c1"] == pytest.approx(found.real_diversity["c1"], rel=0.02)
+
+
+def test_a_generator_of_one_image_has_no_diversity_and_little_recall() -> None:
+    found = quality(noise(1, 2).repeat(400, 1, 1, 1))
+    assert found.diversity["c1"] == pytest.approx(0, abs=1e-5) and found.manifolds.recall < 0.01
+    assert found.fid > 20 * found.floor_fid and found.kid.distance > 20 * found.floor_kid.standard_error
+
+
+def test_no_figure_is_called_plain_fid() -> None:
+    found = quality(noise(400, 2))
+    assert set(found.quotable) == {
+        f"{name}-rawnet-400" for name in ("FID", "KID", "precision", "recall", "density", "coverage")
+    }
+    assert found.quotable["FID-rawnet-400"] == found.fid
+    text = "\n".join(found.lines())
+    assert "FID-rawnet-400 " in text and "FID " not in text and "the pixels themselves" in text
+    assert [count_name(n) for n in (10_000, 5_000, 24, 1_500)] == ["10k", "5k", "24", "1500"]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little work in every group."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(evaluation, "STROKE_SAMPLES", 60)
+    monkeypatch.setattr(evaluation, "LABELS", (10,))
+    monkeypatch.setattr(evaluation, "VOTES", (60, 40))
+    monkeypatch.setattr(traversal, "ROWS", 4)
+    monkeypatch.setattr(traversal, "EPOCHS", 1)
+
+
+def test_all_groups_of_a_set_of_digits_are_in_the_table_and_the_file(
+    tmp_path: Path,
+    small: None,
+    tiny_networks: None,
+    tiny_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data.mnist, "MD5", {})  # these digits are not MNIST's
+    write_folder(tmp_path / "mnist", idx_files(140))
+    config = tiny_config(dataset="mnist", data=tmp_path, codes=("cat:10", "uniform:2"))
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ALL)
+    assert set(judged.missing) == {"disentanglement", "traversal"}
+    table = judged.table()
+    for part in (
+        "mutual information bound", "argmax Q(c|x)", "FID-mnistnet-140 ", "own classifier of mnist",
+        "diversity within one value of c1", "rank correlation with the strokes", "linear probe", "Q's trunk (16)",
+        "disentanglement not measured: mnist comes without true factors",
+    ):  # fmt: skip
+        assert part in table, part
+    judged.write(tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["samples"]["quotable"]["FID-mnistnet-140"] == judged.samples.fid  # type: ignore[union-attr]
+    assert set(content["strokes"]["overall"]) == {"c2", "c3"} and len(content["probe"]["errors"]["PCA"]["10"]) == 5
+    assert content["disentanglement"] is None
+
+
+def renders(monkeypatch: pytest.MonkeyPatch, root: Path, n: int = 600) -> None:
+    """A set of 28x28 renders with factors, and no splits, in place of the faces."""
+    pixels, factors = rendered(n, 0)
+    large = pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, 2:30, 2:30].contiguous()
+    found = Decoded("faces", large, None, factors=factors)
+    monkeypatch.setattr(subject.data, "open_split", lambda *_, **__: found)
+
+
+def test_all_groups_of_a_set_of_renders_are_in_the_table_and_the_file(
+    tmp_path: Path,
+    small: None,
+    tiny_networks: None,
+    tiny_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renders(monkeypatch, tmp_path)
+    monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat("packednet"))
+    config = tiny_config(dataset="faces", data=tmp_path, codes=("cat:3", "uniform:2"))
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ALL)
+    assert set(judged.missing) == {"strokes", "probe"} and judged.clusterings == {}
+    table = judged.table()
+    for part in (
+        "FID-packednet-120 ",
+        "MIG ",
+        "DCI-D",
+        "FactorVAE and BetaVAE: 60 / 40 votes",
+        "azimuth",
+        "R2",
+        "probe not measured",
+    ):
+        assert part in table, part
+    assert judged.disentanglement is not None and judged.traversal is not None
+    assert judged.disentanglement.factors == ("azimuth", "light", "size")
+    assert (judged.disentanglement.fit_images, judged.disentanglement.test_images) == (480, 120)
+    judged.write(tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(content["traversal"]["correlations"]) == {"c2", "c3"}
+    assert content["traversal"]["correlations"]["c2"]["size"] is None
+
+
+def test_a_set_without_splits_is_cut_into_the_same_two_disjoint_parts_for_every_run(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.arange(100).float()[:, None]
+    factors = Factors(("i",), ("continuous",), values, (0.0,), (99.0,))
+    whole = Decoded("faces", torch.zeros(100, 28, 28, 1, dtype=torch.uint8), None, factors=factors)
+    monkeypatch.setattr(subject.data, "open_split", lambda *_, **__: whole)
+    parts = []
+    for seed in (1, 2):
+        config = tiny_config(dataset="faces", data=tmp_path, seed=seed)
+        train, test = Subject(config, *build(config.network_tables, config.spec, seed=0)).real
+        assert train.factors is not None and test.factors is not None
+        parts.append((train.factors.values[:, 0].tolist(), test.factors.values[:, 0].tolist()))
+    assert parts[0] == parts[1]
+    train_rows, test_rows = parts[0]
+    assert len(test_rows) == 20 and sorted(train_rows + test_rows) == list(range(100))
+
+
+def test_a_sample_of_a_part_keeps_labels_and_factors_with_their_images() -> None:
+    n = 50
+    factors = Factors(("i",), ("continuous",), torch.arange(n).float()[:, None], (0.0,), (49.0,))
+    part = Labelled(torch.arange(n).byte()[:, None, None, None], torch.arange(n), factors)
+    some = part.some(20, seed=0)
+    assert some.factors is not None and len(some.pixels) == 20
+    assert some.labels.tolist() == some.pixels.flatten().tolist() == some.factors.values[:, 0].tolist()
+    assert len(set(some.labels.tolist())) == 20 and part.some(50, seed=0) is part
+
+
+def test_the_default_reads_no_feature_network_and_trains_nothing(
+    finished: tuple[Path, Outcome],
+    tmp_path: Path,
+    tiny_networks: None,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert QUICK == ("information", "clustering")
+    for name in ("feature_network", "FactorReader", "probe", "generated"):
+        monkeypatch.setattr(evaluation, name, lambda *_, **__: pytest.fail("more was done than asked for"))
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    ended = command(evaluate, run)
+    assert ended.code == 0 and "not measured" not in ended.out
+
+
+def test_a_group_that_was_asked_for_and_cannot_be_measured_is_told_before_any_work(
+    finished: tuple[Path, Outcome],
+    tmp_path: Path,
+    tiny_networks: None,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluation, "information_bound", lambda *_, **__: pytest.fail("work was done"))
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = (run / "evaluation.json").read_bytes()
+    ended = command(evaluate, run, "--groups", "information", "strokes")
+    assert ended.code == 2 and "strokes cannot be measured" in ended.err and "fashion-mnist" in ended.err
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_groups_can_be_chosen_by_name(
+    finished: tuple[Path, Outcome], tmp_path: Path, tiny_networks: None, command: Command
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    ended = command(evaluate, run, "--groups", "clustering")
+    assert ended.code == 0 and "argmax Q(c|x)" in ended.out and "mutual information" not in ended.out
+    content = json.loads((run / "evaluation.json").read_text())
+    assert content["information"] == {} == content["information_shares"] and content["clusterings"]
+
+
+def test_all_measures_what_the_set_can_have_and_says_what_it_cannot(
+    finished: tuple[Path, Outcome], data_root: Path, tmp_path: Path, small: None, tiny_networks: None, command: Command
+) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    images = shutil.copytree(data_root, tmp_path / "data")
+    ended = command(evaluate, run, "--all", "--data", images)
+    assert ended.code == 0 and "FID-fashionnet-40 " in ended.out and "linear probe" in ended.out
+    content = json.loads((run / "evaluation.json").read_text())
+    assert set(content["missing"]) == {"disentanglement", "traversal", "strokes"}
+    assert all(f"{group} not measured: {reason}" in ended.out for group, reason in content["missing"].items())
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    judged = Evaluation(1, {"c1": float("nan"), "total": float("inf")}, {"c1": 1.0}, {})
+    judged.write(tmp_path / "e.json")
+    content = json.loads((tmp_path / "e.json").read_text(), parse_constant=lambda _: pytest.fail("not JSON"))
+    assert content["information"] == {"c1": None, "total": None}

