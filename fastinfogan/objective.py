@@ -39,6 +39,8 @@ class Objective:
     trunk_mi: the trunk that D and Q share gets the gradient of L_I.
     generator_mi: G gets the gradient of L_I; without it this is a plain GAN that Q observes.
     fixed_std: Q's Gaussians have std 1 instead of a learnt one.
+    q_share: share of ``categorical_weight`` with which Q and the trunk learn; G always gets all of it. With
+        ``invariance``, less than 1 lets Q heed the real images more than what G happens to draw for a category.
     saturating: G minimises log(1 - D), as Eq. 1 has it, instead of -log D.
     invariance: weight of the cross-entropy between Q's categories on real images and on their warps, balanced over the
         batch; needs ``trunk_mi``; 0 is the paper's objective.
@@ -49,12 +51,15 @@ class Objective:
     trunk_mi: bool = True
     generator_mi: bool = True
     fixed_std: bool = False
+    q_share: float = 1.0
     saturating: bool = False
     invariance: float = 0.0
 
-    def code_weights(self, spec: LatentSpec, device: torch.device) -> torch.Tensor:
-        """float32 ``[n_codes]`` in the order of ``spec.names``."""
-        weights = [self.categorical_weight] * len(spec.categorical) + [self.continuous_weight] * len(spec.continuous)
+    def code_weights(self, spec: LatentSpec, device: torch.device, share: float = 1.0) -> torch.Tensor:
+        """float32 ``[n_codes]`` in the order of ``spec.names``; ``share`` of the categorical ones."""
+        weights = [share * self.categorical_weight] * len(spec.categorical) + [self.continuous_weight] * len(
+            spec.continuous
+        )
         return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
@@ -127,6 +132,7 @@ class DiscriminatorPhase(Phase):
         if objective.trunk_mi:
             parameters += discriminator.recognition_head.parameters()
         super().__init__(parameters, discriminator, spec, objective, descent, precision, scaler)
+        self.code_weights = objective.code_weights(spec, precision.device, objective.q_share)
 
     def update(
         self, images: torch.Tensor, fakes: torch.Tensor, latents: Latents, warped: torch.Tensor | None = None

@@ -137,6 +137,8 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
           for bad in (-0.1, 1.5, math.nan)],
         *[({"seed": bad}, f"--seed must be 0 to 2**64 - 1, got {bad}") for bad in (-1, 2**64)],
         *[({"invariance": bad}, f"--invariance must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
+        *[({"q_share": bad}, f"--q-share must be above 0 and at most 1, got {bad}") for bad in (0, 1.5, math.nan)],
+        ({"q_share": 0.5, "trunk_mi": False}, "--q-share 0.5 is for a Q that learns in the D phase"),
         ({"invariance": 1.0, "trunk_mi": False}, "--invariance 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
         ({"codes": ("uniform:0",)}, "uniform:0 holds no code"),
@@ -183,7 +185,7 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
     quick, paper = asdict(preset("mnist")), asdict(preset("mnist-paper"))
     differ = {name for name in quick if quick[name] != paper[name]}
     assert differ <= {
-        "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "invariance", "lr_d",
+        "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "invariance", "lr_d", "q_share",
     }  # fmt: skip
 
 

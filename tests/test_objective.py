@@ -86,6 +86,17 @@ def gradients(outputs: torch.Tensor, module: nn.Module) -> list[torch.Tensor]:
     return list(torch.autograd.grad(outputs, list(module.parameters()), retain_graph=True))
 
 
+def test_q_learns_its_categories_with_its_share_and_g_with_the_whole_weight() -> None:
+    objective = Objective(categorical_weight=3.0, continuous_weight=0.5, q_share=0.1)
+    game, whole = Game(objective), Game(Objective(categorical_weight=0.3, continuous_weight=0.5))
+    for one in (game, whole):
+        one.d_phase.optimiser.step = lambda *a, **k: None  # type: ignore[method-assign]
+        one.d_phase.update(one.images, one.fakes.detach(), one.latents)
+    for one, other in zip(game.discriminator.parameters(), whole.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert game.g_phase.code_weights.tolist() == [3.0, 0.5]
+
+
 @pytest.mark.parametrize("trunk_mi", [True, False])
 def test_the_trunk_gets_the_gradient_of_the_information_if_and_only_if_asked(trunk_mi: bool) -> None:
     game = Game(Objective(trunk_mi=trunk_mi))
