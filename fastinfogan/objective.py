@@ -155,7 +155,7 @@ class DiscriminatorPhase(Phase):
             self.spec,
             fake_logits,
             real_logits=real_logits,
-            recognition=answers[len(seen) // 2] if learns_q else None,
+            recognition=answers[len(seen) // 2] if learns_q else None,  # alone, or between the real ones and the warps
             categories=latents.categories,
             continuous=latents.continuous,
             code_weights=self.code_weights,
