@@ -32,21 +32,30 @@ def kernels(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+PHASES = ("data_latents", "g_forward", "d_phase", "g_phase")
+
+
 def step(rows: Sequence[Row]) -> Figure:
-    """Images a second of each contestant against the batch, and what the floor allows, dashed: a panel per preset."""
+    """Microseconds an image of each contestant and batch, phase by phase, and the floor as a line across its bar."""
     presets = _distinct(rows, "preset")
-    figure = Figure(figsize=(4.2 * len(presets), 3.6), layout="constrained")
+    bars = max(len(_only(rows, preset=preset)) for preset in presets)
+    figure = Figure(figsize=(5.2 * len(presets), 0.9 + 0.36 * bars), layout="constrained")
     panels = figure.subplots(1, len(presets), squeeze=False)[0]
     for axes, preset in zip(panels, presets, strict=True):
         of_preset = _only(rows, preset=preset)
-        _curves(axes, of_preset, "batch", "images_per_second", yscale="log")
-        for provider in ("fp32", "bf16", "fp16"):
-            floor = _only(of_preset, provider=f"fastinfogan {provider}")
-            if floor:
-                allowed = [_number(row, "batch") / _number(row, "floor_ms") * 1e3 for row in floor]
-                axes.plot([_number(row, "batch") for row in floor], allowed, "--", color="grey", linewidth=0.8)
-        axes.set(title=preset, ylabel="images/s (dashed: the floor)")
-    panels[0].legend()
+        batches = [_number(row, "batch") for row in of_preset]
+        names = [f"{row['provider']}, {batch:g}" for row, batch in zip(of_preset, batches, strict=True)]
+        ends = [0.0] * len(names)
+        for phase in PHASES:
+            widths = [_number(row, f"{phase}_ms") * 1e3 / n for row, n in zip(of_preset, batches, strict=True)]
+            axes.barh(names, widths, left=ends, label=phase.replace("_", ", " if phase == "data_latents" else " "))
+            ends = [end + width for end, width in zip(ends, widths, strict=True)]
+        for place, (row, n) in enumerate(zip(of_preset, batches, strict=True)):
+            floor = _number(row, "floor_ms") * 1e3 / n
+            axes.vlines(floor, place - 0.4, place + 0.4, color="black", label="floor" if not place else None)
+        axes.invert_yaxis()
+        axes.set(title=preset, xlabel="µs an image; contestant and batch at the left")
+    panels[-1].legend()
     return figure
 
 
