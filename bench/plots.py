@@ -55,7 +55,7 @@ def step(rows: Sequence[Row]) -> Figure:
             axes.vlines(floor, place - 0.4, place + 0.4, color="black", label="floor" if not place else None)
         axes.invert_yaxis()
         axes.set(title=preset, xlabel="µs an image; contestant and batch at the left")
-    panels[-1].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
