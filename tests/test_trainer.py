@@ -197,13 +197,14 @@ def test_a_signal_saves_and_leaves_with_the_command_that_goes_on(
 ) -> None:
     iterate = Trainer.iteration
     monkeypatch.setattr(Trainer, "iteration", lambda *a: (iterate(*a), a[1] == 2 and signal.raise_signal(number)))
+    handler = signal.getsignal(signal.SIGINT)
     ended = command(train, *tiny_flags, "--run-dir", tmp_path / "run")
     assert ended.code == code
     assert f"stopped and saved at step 3; go on with: python -m fastinfogan.train --resume {tmp_path}/run" in ended.out
     assert "stopping after this iteration, then saving" in ended.err
     assert checkpoint.load(tmp_path / "run").step == 3
     assert not (tmp_path / "run" / "evaluation.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
