@@ -16,7 +16,7 @@ import torch
 
 from bench.measure import in_turns
 from fastinfogan.codes import LatentSpec
-from fastinfogan.networks import Layer, Tables, fc
+from fastinfogan.networks import Layer, Tables, fc, shape_after
 
 ACTIVATION_PASSES = 5  # written, read; read again, gradient written, read
 OPTIMISER_BYTES = 4 * 8  # a weight's gradient, itself and two moments, each read once and written once in fp32
@@ -51,11 +51,10 @@ def part(layers: Sequence[Layer], shape: tuple[int, int]) -> Part:
     products, values, weights = [], 0, 0
     for layer in layers:
         channels, side = shape
+        shape = shape_after(layer, shape)
         if layer.kind == "fc":
-            shape = layer.channels, layer.grid
             kernel, positions = channels * side**2 * layer.channels * layer.grid**2, 1
         else:
-            shape = layer.channels, side // layer.stride if layer.kind == "conv" else side * layer.stride
             kernel = TAPS * channels * layer.channels
             positions = min(side, shape[1]) ** 2  # each is met by the whole kernel once
         products.append(2 * kernel * positions)

@@ -8,6 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.stopwatch import PHASES
+
 Row = Mapping[str, object]
 
 
@@ -30,9 +32,6 @@ def kernels(rows: Sequence[Row]) -> Figure:
             axes.set(title=f"{op}, {code} codes", ylabel="µs")
     panels[0][0].legend()
     return figure
-
-
-PHASES = ("data_latents", "g_forward", "d_phase", "g_phase")
 
 
 def step(rows: Sequence[Row]) -> Figure:

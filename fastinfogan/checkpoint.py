@@ -142,13 +142,9 @@ def load_networks(path: Path, device: torch.device) -> tuple[Checkpoint, LatentS
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Adam's moments and step counts by ``index.name``; copies of the counts, which may be one tensor for all."""
+    """Adam's moments and step counts by ``index.name``."""
     state = optimiser.state_dict()["state"]
-    return {
-        f"{index}.{key}": value.clone() if key == "step" else value
-        for index, values in state.items()
-        for key, value in values.items()
-    }
+    return {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

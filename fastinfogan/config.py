@@ -170,7 +170,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# The quick start is not the paper's run: two differences, each said in the README, make the categories digits sooner.
+# The quick start is not the paper's run: its differences, each said in the README, make the categories digits sooner.
 _MNIST = TrainConfig(continuous_weight=0.1, q_share=0.1, invariance=2.0, lr_d=5e-4, iterations=1500)
 _FACES = TrainConfig(dataset="faces", tables="faces", noise=128, codes=("uniform:5",), gray=True, iterations=20_000)
 _CHAIRS = TrainConfig(

@@ -5,7 +5,7 @@ row, so each process takes its rows of what one would have drawn; gradients are 
 are those of the global batch.
 
 Gradients travel as one flat bucket per phase, after the phase's backward pass, and not by DDP. The phases call
-``torch.autograd.backward`` on gradients that the loss op has computed, D is run three times in an iteration and frozen
+``torch.autograd.backward`` on gradients that the loss op has computed, D is run twice in an iteration and frozen
 in one of them: DDP's reducer counts on one forward and one backward pass per step, and its hooks and rebuilt buckets
 get in the way of a captured graph. An all-reduce of one tensor is a single node of it. What DDP would add, hiding the
 transfer behind the backward pass, is small here: bytes and times in ``bench/NOTES.md``.

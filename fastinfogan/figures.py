@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastinfogan import ops
 from fastinfogan.codes import LatentSpec
+from fastinfogan.metrics.images import as_pixels
 from fastinfogan.networks import Generator
 from fastinfogan.ops import sample_latents, unpack_codes
 from fastinfogan.ops.philox import FIGURES
@@ -81,13 +82,12 @@ def grid(
     title: str = "",
 ) -> Image.Image:
     """Images ``[n, c, h, w]`` in ``image_range`` as one picture of ``columns`` columns, labelled above where asked."""
-    low, high = image_range
-    bytes_ = ((images.float() - low) * (255.0 / (high - low))).round().clamp(0, 255).to(torch.uint8)
-    n, channels, height, width = bytes_.shape
+    pixels = as_pixels(images, image_range).cpu()
+    n, height, width, channels = pixels.shape
     rows = -(-n // columns)
-    padded = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
-    padded[:n] = bytes_.cpu()
-    tiled = padded.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    padded = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
+    padded[:n] = pixels
+    tiled = padded.view(rows, columns, height, width, channels).permute(0, 2, 1, 3, 4)
     array = tiled.reshape(rows * height, columns * width, channels).numpy()
     zoom = max(1, -(-_MIN_SIDE // height))
     array = np.repeat(np.repeat(array, zoom, 0), zoom, 1)

@@ -44,9 +44,12 @@ def use_matrices(networks: Sequence[nn.Module], precision: Precision) -> Mapping
     """Let every block of ``networks`` compute through matrix products from now on, where that is the fastest.
 
     Returns the bfloat16 copies by weight, which the optimiser must keep up to date: none in float32. None, and nothing
-    is changed, on a GPU and without the C++ extension. The networks must be in channels-last memory format.
+    is changed, on a GPU, without the C++ extension, and in float16, whose scaler needs PyTorch's own Adam. The networks
+    must be in channels-last memory format.
     """
-    if precision.device.type != "cpu" or choose(None, "cpu", triton=False) != "native":
+    if precision.device.type != "cpu" or precision.dtype == torch.float16:
+        return None
+    if choose(None, "cpu", triton=False) != "native":
         return None
     copies: dict[nn.Parameter, torch.Tensor] = {}
     for block in (module for network in networks for module in network.modules()):

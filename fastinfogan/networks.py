@@ -286,8 +286,8 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
-def _step(layer: Layer, shape: Shape) -> Shape:
-    """The shape after ``layer``."""
+def shape_after(layer: Layer, shape: Shape) -> Shape:
+    """The shape of what ``layer`` makes of an input of ``shape``."""
     _, side = shape
     if layer.kind == "fc":
         return layer.channels, layer.grid
@@ -297,7 +297,7 @@ def _step(layer: Layer, shape: Shape) -> Shape:
 def _output(layers: Sequence[Layer], shape: Shape) -> int:
     """Values per row after ``layers``."""
     for layer in layers:
-        shape = _step(layer, shape)
+        shape = shape_after(layer, shape)
     return shape[0] * shape[1] ** 2
 
 
@@ -305,7 +305,7 @@ def _blocks(layers: Sequence[Layer], shape: Shape, hidden: Activation) -> Blocks
     blocks = Blocks()
     for layer in layers:
         blocks.append(Block(layer, shape, hidden))
-        shape = _step(layer, shape)
+        shape = shape_after(layer, shape)
     return blocks
 
 

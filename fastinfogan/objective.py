@@ -145,17 +145,17 @@ class DiscriminatorPhase(Phase):
         kinds = [images.to(fakes.dtype), fakes] + ([] if warped is None else [warped.to(fakes.dtype)])
         with self.precision.autocast():
             # One pass through the layers for all kinds of image; batch norm sees each kind alone.
-            features = discriminator.features(torch.cat(kinds), groups=len(kinds)).chunk(len(kinds))
-            logits = discriminator.adversarial(torch.cat(features[:2]))
-            seen = () if not learns_q else features[1:2] if warped is None else features
-            recognition = discriminator.recognition(torch.cat(seen), groups=len(seen)) if learns_q else None
+            features = discriminator.features(torch.cat(kinds), groups=len(kinds))
+            logits = discriminator.adversarial(features[: 2 * len(fakes)])
+            seen, n_seen = (features[len(fakes) :], 1) if warped is None else (features, 3)
+            recognition = discriminator.recognition(seen, groups=n_seen) if learns_q else None
         real_logits, fake_logits = logits.detach().chunk(2)
-        answers = [] if recognition is None else list(recognition.detach().chunk(len(seen)))
+        answers = [] if recognition is None else recognition.detach().chunk(n_seen)
         loss = head_loss(
             self.spec,
             fake_logits,
             real_logits=real_logits,
-            recognition=answers[len(seen) // 2] if learns_q else None,  # alone, or between the real ones and the warps
+            recognition=answers[n_seen // 2] if learns_q else None,  # alone, or between the real ones and the warps
             categories=latents.categories,
             continuous=latents.continuous,
             code_weights=self.code_weights,

@@ -16,8 +16,12 @@ class Adam(torch.optim.Adam):
 
     def gradients(self) -> list[torch.Tensor]:
         """To be averaged in place where several processes train."""
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        return [weight.grad for weight in weights if weight.grad is not None]
+        leaves = [self._leaf(weight) for group in self.param_groups for weight in group["params"]]
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def _leaf(self, weight: nn.Parameter) -> torch.Tensor:
+        """Where the gradient of ``weight`` is collected."""
+        return weight
 
 
 def adam_for(
@@ -58,12 +62,6 @@ class RefreshingAdam(Adam):
         for copy in self.copies.values():
             copy.grad = None
 
-    def gradients(self) -> list[torch.Tensor]:
-        """To be averaged in place where several processes train."""
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        found = [self._leaf(weight).grad for weight in weights]
-        return [gradient for gradient in found if gradient is not None]
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step on whatever has a gradient."""
@@ -88,7 +86,6 @@ class RefreshingAdam(Adam):
             )
 
     def _leaf(self, weight: nn.Parameter) -> torch.Tensor:
-        """Where the gradient of ``weight`` is collected."""
         return self.copies.get(weight, weight)
 
     def _state(self, weight: torch.Tensor) -> dict[str, Any]:

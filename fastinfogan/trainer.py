@@ -67,7 +67,6 @@ class Trainer:
         device = precision.device
         self.clock = as_word64(0, device)
         self._clock_shows = 0
-        self.rows = ranks.share(config.batch)
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -78,7 +77,7 @@ class Trainer:
         copies = None
         if config.compile:
             self._compile()
-        elif precision.dtype != torch.float16:  # whose scaler needs PyTorch's own Adam
+        else:
             copies = use_matrices((self.generator, self.discriminator), precision)
             if copies is not None:
                 native.keep_freed_memory()
@@ -135,26 +134,22 @@ class Trainer:
         self.metrics.add(self.clock, torch.cat([d_statistics, g_statistics]))
         self.clock += 1
 
-    @property
-    def first_row(self) -> int:
-        """The global row of this process's first one."""
-        return self.ranks.rank * self.rows
-
     def draw(self, step: int | torch.Tensor) -> Latents:
         """This process's latents of ``step``: a pure function of the seed and the step."""
+        plan = self.batches.plan
         return sample_latents(
             self.spec,
-            self.rows,
+            plan.batch,
             seed=self.seed,
             step=step,
-            row_offset=self.first_row,
+            row_offset=plan.first_row,
             device=self.precision.device,
             dtype=torch.float32,
         )
 
     def warp(self, images: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """The real images of ``step``, each warped a little: a pure function of the seed and the step."""
-        return random_affine(images, seed=self.seed, step=step, row_offset=self.first_row)
+        return random_affine(images, seed=self.seed, step=step, row_offset=self.batches.plan.first_row)
 
     def train(self, say: Callable[[str], None] = tqdm.write) -> Stopped:
         """Iterate from ``self.step`` to ``config.iterations``, or until SIGINT or SIGTERM; the end is always saved.

@@ -147,21 +147,21 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _convolve_backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    images, matrix = ctx.saved_tensors
-    ops, (for_images, for_matrix) = torch.ops.fastinfogan, ctx.needs_input_grad[:2]
-    return (
-        ops.convolve_transposed(gradient, matrix, *ctx.rest) if for_images else None,
-        ops.convolve_gradient(images, gradient, *ctx.rest) if for_matrix else None,
-        None, None, None,
-    )  # fmt: skip
+    images, _ = ctx.saved_tensors
+    return _gradients(ctx, torch.ops.fastinfogan.convolve_transposed, gradient, large=images, small=gradient)
 
 
 def _transposed_backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    images, matrix = ctx.saved_tensors
-    ops, (for_images, for_matrix) = torch.ops.fastinfogan, ctx.needs_input_grad[:2]
+    images, _ = ctx.saved_tensors
+    return _gradients(ctx, torch.ops.fastinfogan.convolve, gradient, large=gradient, small=images)
+
+
+def _gradients(ctx, adjoint, gradient, *, large, small):  # type: ignore[no-untyped-def]
+    _, matrix = ctx.saved_tensors
+    for_images, for_matrix = ctx.needs_input_grad[:2]
     return (
-        ops.convolve(gradient, matrix, *ctx.rest) if for_images else None,
-        ops.convolve_gradient(gradient, images, *ctx.rest) if for_matrix else None,
+        adjoint(gradient, matrix, *ctx.rest) if for_images else None,
+        torch.ops.fastinfogan.convolve_gradient(large, small, *ctx.rest) if for_matrix else None,
         None, None, None,
     )  # fmt: skip
 
