@@ -2,16 +2,13 @@
 
 The last 10,000 of MNIST's training images are held out: no contestant trains on them, and they decide when a run has
 arrived. Which value of c1 is which digit is fixed on the other 50,000 by optimal assignment. The test images are
-counted beside and decide nothing. Q is in eval mode, once with batch-norm statistics estimated anew on 10,000 training
-images (this is the one that decides, for all alike) and once with the running statistics that training left.
+counted beside and decide nothing. Q is in eval mode, with batch-norm statistics estimated anew on 10,000 training
+images for all alike.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-
-import torch
 
 from fastinfogan import data
 from fastinfogan.config import TrainConfig
@@ -29,16 +26,13 @@ from fastinfogan.networks import Discriminator, Generator
 class Verdict:
     """mi_c1: nats, on generated images.
 
-    The errors are shares of the held-out, the 50,000 and the test images whose value of c1 is matched to another digit;
-    ``_running`` with the running batch-norm statistics.
+    The errors are shares of the held-out, the 50,000 and the test images whose value of c1 is matched to another digit.
     """
 
     mi_c1: float
     error: float
-    error_running: float
     training_error: float
     test_error: float
-    test_error_running: float
 
 
 class Judge:
@@ -59,25 +53,19 @@ class Judge:
         information = information_bound(
             generator, discriminator, config.spec, seed=config.seed, fixed_std=config.fixed_std, samples=self.samples
         )
-        running = copy.deepcopy(discriminator).eval()
-        running.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         device = next(discriminator.parameters()).device
         pixels = self.training.pixels[:CALIBRATION_IMAGES]
-        errors = self._errors(recalibrated(running, image_batches(pixels, config.network_tables.image_range, device)))
-        errors_running = self._errors(running)
-        return Verdict(
-            information[config.spec.names[0]], errors[0], errors_running[0], errors[1], errors[2], errors_running[2]
-        )
-
-    def _errors(self, judge: Discriminator) -> tuple[float, float, float]:
-        """On the held-out, the training and the test images."""
-        spec, image_range = self.config.spec, self.config.network_tables.image_range
+        image_range = config.network_tables.image_range
+        judge = recalibrated(discriminator, image_batches(pixels, image_range, device))
         training, held_out, test = (
-            (predict(judge, spec, split, image_range)[:, 0], split.labels)
+            (predict(judge, config.spec, split, image_range)[:, 0], split.labels)
             for split in (self.training, self.held_out, self.test)
         )
-        found = clustering(training, held_out, spec.categorical[0])
-        return found.error, found.training_error, clustering(training, test, spec.categorical[0]).error
+        k = config.spec.categorical[0]
+        found = clustering(training, held_out, k)
+        return Verdict(
+            information[config.spec.names[0]], found.error, found.training_error, clustering(training, test, k).error
+        )
 
 
 def _labelled(split: Decoded, images: int | None) -> Labelled:

@@ -69,10 +69,8 @@ class Point:
     start_seconds: float
     mi_c1: float
     error: float
-    error_running: float
     training_error: float
     test_error: float
-    test_error_running: float
 
 
 @dataclass(frozen=True)

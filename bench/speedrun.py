@@ -46,7 +46,7 @@ class Options:
     """Any of eager, tuned, same, own."""
     seeds: tuple[int, ...] = (0,)
     """One run of each contestant per seed."""
-    limit_iterations: int = 8000
+    limit_iterations: int = 4000
     """A run is given up after so many iterations, or after those of its preset if they are fewer."""
     limit_seconds: float = 3600.0
     """A run is given up at the first evaluation after so many seconds of training."""
@@ -177,7 +177,7 @@ def command_line(race: Race) -> list[str]:
 def _line(point: Point) -> str:
     return (
         f"  {point.iteration:>6} iterations {point.seconds:>8.1f} s   c1 {point.mi_c1:.2f} nats   "
-        f"error {point.error:6.2%} (running statistics {point.error_running:.2%})   test {point.test_error:.2%}"
+        f"error {point.error:6.2%}   test {point.test_error:.2%}"
     )
 
 
