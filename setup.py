@@ -23,7 +23,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc")
-CPU_OPS = ("sample_latents", "head_loss", "image_batch", "codes", "patches", "norm_act", "adam")
+CPU_OPS = ("sample_latents", "head_loss", "image_batch", "codes", "patches", "transpose", "norm_act", "adam")
 CPU_SOURCES = [str(SOURCES / f"cpu_{name}.cpp") for name in (*CPU_OPS, "table")]
 CUDA_SOURCES = [str(SOURCES / "pack_codes.cu")]
 X86 = platform.machine().lower() in ("x86_64", "amd64")

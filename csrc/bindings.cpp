@@ -280,6 +280,11 @@ void fold(Arguments... arguments) {
     cpu->fold(geometry(arguments...));
 }
 
+void transpose(int64_t rows, int64_t columns, Address source, Address target, int threads) {
+    const py::gil_scoped_release release;
+    cpu->transpose({rows, columns, at<const uint16_t>(source), at<uint16_t>(target), threads});
+}
+
 fig::NormAct norm_act_of(int64_t groups, int64_t rows, int64_t columns, float eps, float slope, int dtype, Address x,
                          Address gain, Address bias, Address y, Address mean, Address variance, int threads) {
     return {groups,
@@ -390,6 +395,7 @@ PYBIND11_MODULE(_C, module) {
                                    Address, int>);
     module.def("fold", &fold<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Address,
                              Address, int>);
+    module.def("transpose", &transpose);
     module.def("norm_act", &norm_act);
     module.def("norm_act_backward", &norm_act_backward);
     module.def("adam", &adam);

@@ -25,6 +25,7 @@ void unpack_codes(const UnpackCodes&) noexcept;
 void recognize(const Recognize&) noexcept;
 void patches(const Patches&) noexcept;
 void fold(const Patches&) noexcept;
+void transpose(const Transpose&) noexcept;
 int64_t norm_act_scratch(const NormAct&) noexcept;
 void norm_act(const NormAct&) noexcept;
 void norm_act_backward(const NormActBackward&) noexcept;

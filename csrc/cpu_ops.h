@@ -128,6 +128,14 @@ struct Patches {
     int threads;
 };
 
+// [rows, columns] to [columns, rows], both contiguous.
+struct Transpose {
+    int64_t rows, columns;
+    const uint16_t* source;
+    uint16_t* target;
+    int threads;
+};
+
 // Matrices of [groups * rows, columns], contiguous. Without `normalise`, bias and activation alone.
 struct NormAct {
     int64_t groups, rows, columns;
@@ -175,6 +183,7 @@ struct CpuOps {
     void (*recognize)(const Recognize&) noexcept;
     void (*patches)(const Patches&) noexcept;
     void (*fold)(const Patches&) noexcept;
+    void (*transpose)(const Transpose&) noexcept;
     int64_t (*norm_act_scratch)(const NormAct&) noexcept;
     void (*norm_act)(const NormAct&) noexcept;
     void (*norm_act_backward)(const NormActBackward&) noexcept;

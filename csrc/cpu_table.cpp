@@ -23,6 +23,7 @@ const CpuOps FIG_JOIN(cpu_ops_, FIG_ISA) = {
     FIG_ISA::recognize,
     FIG_ISA::patches,
     FIG_ISA::fold,
+    FIG_ISA::transpose,
     FIG_ISA::norm_act_scratch,
     FIG_ISA::norm_act,
     FIG_ISA::norm_act_backward,

@@ -17,6 +17,7 @@ from torch import nn
 from fastinfogan.networks import LEAKY_SLOPE, Block, activate, flatten
 from fastinfogan.ops.backend import choose
 from fastinfogan.ops.convolve import convolve, convolve_transposed
+from fastinfogan.ops.fc import fc
 from fastinfogan.ops.norm_act import norm_act
 from fastinfogan.precision import Precision
 
@@ -92,7 +93,7 @@ def _product(block: Block, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tenso
     """The block's linear map without bias: rows ``[n, out]``, or an image ``[n, out, h, w]``."""
     layer, (before, _) = block.layer, block.padding
     if layer.kind == "fc":
-        rows = flatten(x) @ matrix.t()
+        rows = fc(flatten(x), matrix)
         return rows if layer.grid == 1 else rows.view(len(x), layer.grid, layer.grid, -1).permute(0, 3, 1, 2)
     if layer.kind == "up" and layer.stride == 2:
         return convolve_transposed(x, matrix, stride=2, before=before)

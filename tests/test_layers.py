@@ -16,9 +16,10 @@ from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.errors import UserError
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import TABLES, build
-from fastinfogan.ops import native
+from fastinfogan.ops import native, native_layers
 from fastinfogan.ops.adam import adam
 from fastinfogan.ops.convolve import convolve, convolve_transposed
+from fastinfogan.ops.fc import fc
 from fastinfogan.ops.norm_act import norm_act
 from fastinfogan.optimiser import Adam, RefreshingAdam
 from fastinfogan.precision import Precision
@@ -101,7 +102,7 @@ def test_chunks_of_patches_do_not_change_a_convolution(batch: int, monkeypatch: 
     images = torch.randn(batch, 8, 12, 12, generator=torch.Generator().manual_seed(batch))
     matrix = torch.randn(6, 128, generator=torch.Generator().manual_seed(1))
     whole = results(images, matrix, 2, 1, "native")
-    monkeypatch.setattr(native, "_PATCHES_AT_A_TIME", 100_000)
+    monkeypatch.setattr(native_layers, "_PATCHES_AT_A_TIME", 100_000)
     for one, other in zip(whole, results(images, matrix, 2, 1, "native"), strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
@@ -144,6 +145,40 @@ def test_convolutions_that_do_not_fit_are_refused() -> None:
         convolve_transposed(torch.zeros(1, 3, 4, 4), torch.zeros(2, 48), stride=2, before=1)
     with pytest.raises(UserError, match="at 3 with 1"):
         convolve(torch.zeros(1, 3, 6, 6), torch.zeros(2, 48), stride=3, before=1)
+
+
+# ------------------------------------------------------------------------------------------------------- fc
+
+
+@NATIVE
+@quick
+@given(st.integers(0, 1100), st.integers(0, 70), st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+def test_transposed_rows_are_the_same_values_in_another_order(rows: int, columns: int, dtype: torch.dtype) -> None:
+    x = torch.randn(rows, columns).to(dtype)
+    assert torch.equal(native_layers._transposed(x), x.t())
+    assert torch.equal(native_layers._transposed(x[::2, 1:]), x[::2, 1:].t())
+
+
+@NATIVE
+@quick
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 40), DTYPES)
+def test_fc_errs_no_more_than_twice_as_the_library(n: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    def results(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (rows, matrix)]
+        products = fc(*leaves, backend=backend)
+        return [products.detach(), *torch.autograd.grad(products, leaves, gradient.to(dtype))]
+
+    rows, matrix, gradient = (torch.randn(*s).to(dtype) for s in ((n, inputs), (outputs, inputs), (n, outputs)))
+    exact = results("reference", torch.float64)
+    for mine, library, truth in zip(results("native", dtype), results("reference", dtype), exact, strict=True):
+        assert_as_accurate(mine, library, truth, max(n, inputs, outputs))
+
+
+def test_gradients_of_fc_are_those_of_finite_differences_and_misfits_are_refused() -> None:
+    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (2, 3))]
+    assert torch.autograd.gradcheck(fc, leaves)
+    with pytest.raises(UserError, match=r"rows \[n, in\] and weights \[out, in\], got \(4, 3\), \(3, 2\)"):
+        fc(torch.zeros(4, 3), torch.zeros(3, 2))
 
 
 # ------------------------------------------------------------------------------------------------- norm_act
@@ -237,6 +272,9 @@ def test_the_layers_are_whole_torch_ops(backend: str) -> None:
     ops = torch.ops.fastinfogan
     images, matrix = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(5, 48, requires_grad=True)
     images = images.contiguous(memory_format=torch.channels_last)
+    rows, weights = torch.randn(7, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    torch.library.opcheck(ops.fc.default, (rows, weights, backend))
+    torch.library.opcheck(ops.fc_gradient.default, (torch.randn(7, 5), rows.detach(), backend))
     torch.library.opcheck(ops.convolve.default, (images, matrix, 2, 1, backend))
     small = torch.randn(2, 5, 2, 2, requires_grad=True)
     torch.library.opcheck(ops.convolve_transposed.default, (small, matrix, 2, 1, backend))
@@ -257,10 +295,11 @@ def test_instruction_sets_and_numbers_of_threads_agree_bit_for_bit() -> None:
             for n in (1, 2):
                 _C.use_isa(isa)
                 torch.set_num_threads(n)
-                _, _, patches = next(native._patches(images, 2, 1))
-                y, mean, variance = native.norm_act(x, bias, gain, 0.1, 2, 1e-5)
-                backward = native.norm_act_backward(y, x, bias, gain, mean, variance, 0.1, 2, 1e-5)
-                outcomes.append([patches.clone(), y, mean, variance, *backward])
+                _, _, patches = next(native_layers._patches(images, 2, 1))
+                y, mean, variance = native_layers.norm_act(x, bias, gain, 0.1, 2, 1e-5)
+                backward = native_layers.norm_act_backward(y, x, bias, gain, mean, variance, 0.1, 2, 1e-5)
+                turned = native_layers._transposed(images.flatten(1).bfloat16())
+                outcomes.append([patches.clone(), turned, y, mean, variance, *backward])
     finally:
         _C.use_isa(best)
         torch.set_num_threads(threads)

@@ -67,7 +67,7 @@ def _reference(
 
 
 def _adam(*arguments, backend):  # type: ignore[no-untyped-def]
-    implementation("adam", cast(Backend, backend), _reference)(*arguments)
+    implementation("adam", cast(Backend, backend), _reference, native="native_layers")(*arguments)
 
 
 _LIBRARY = torch.library.Library("fastinfogan", "FRAGMENT")

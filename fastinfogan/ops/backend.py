@@ -101,10 +101,12 @@ def below_autograd(differentiable: bool) -> AbstractContextManager[object]:
 
 
 @lru_cache
-def implementation(op: str, backend: Backend, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of that name in the extension's adaptor or in the kernel's file; loaded when first used."""
+def implementation(
+    op: str, backend: Backend, reference: Callable[..., Any], *, native: str = "native"
+) -> Callable[..., Any]:
+    """The function of that name in the extension's adaptor ``native`` or the kernel's file; loaded when first used."""
     if backend == "reference":
         return reference
-    module = "fastinfogan.ops.native" if backend == "native" else f"fastinfogan.kernels.{op}"
+    module = f"fastinfogan.ops.{native}" if backend == "native" else f"fastinfogan.kernels.{op}"
     found: Callable[..., Any] = getattr(import_module(module), op)
     return found

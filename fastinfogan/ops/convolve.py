@@ -104,14 +104,16 @@ def _gradient_reference(large: torch.Tensor, small: torch.Tensor, stride: int, b
 
 @register_op
 def _convolve(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int, backend: str) -> torch.Tensor:
-    return implementation("convolve", cast(Backend, backend), _convolve_reference)(images, matrix, stride, before)
+    return implementation("convolve", cast(Backend, backend), _convolve_reference, native="native_layers")(
+        images, matrix, stride, before
+    )
 
 
 @register_op
 def _convolve_transposed(
     images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int, backend: str
 ) -> torch.Tensor:
-    run = implementation("convolve_transposed", cast(Backend, backend), _transposed_reference)
+    run = implementation("convolve_transposed", cast(Backend, backend), _transposed_reference, native="native_layers")
     return run(images, matrix, stride, before)
 
 
@@ -120,7 +122,7 @@ def _convolve_gradient(
     large: torch.Tensor, small: torch.Tensor, stride: int, before: int, backend: str
 ) -> torch.Tensor:
     """d / d matrix of either op, ``[channels of small, 16 * channels of large]``: one side is the output's gradient."""
-    run = implementation("convolve_gradient", cast(Backend, backend), _gradient_reference)
+    run = implementation("convolve_gradient", cast(Backend, backend), _gradient_reference, native="native_layers")
     return run(large, small, stride, before)
 
 

@@ -7,7 +7,7 @@ Shapes and devices have been checked by the op.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch  # before _C, so that both use the OpenMP runtime that torch brings
@@ -20,9 +20,9 @@ try:
 except ImportError as _error:
     why_not = f"the C++ extension is not built ({_error}): pip install -e . with a C++17 compiler builds it"
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ABSENT = (0, -1, 0, 0)  # address, dtype, rows, stride
-DTYPES = tuple(_CODES)
+DTYPES = tuple(CODES)
 
 
 def available() -> bool:
@@ -63,7 +63,7 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return tensor, tensor.stride(0)
 
 
-def _floats(tensor: torch.Tensor) -> torch.Tensor:
+def floats(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.to(torch.float32).contiguous()
@@ -101,7 +101,7 @@ def sample_latents(
         stream,
         row_offset,
         batch,
-        _CODES[dtype],
+        CODES[dtype],
         z.data_ptr(),
         categories.data_ptr(),
         continuous.data_ptr(),
@@ -134,7 +134,7 @@ def head_loss(
     if real_logits is not None:
         real_rows = real_logits.shape[0]
         real_gradient = torch.empty(real_rows, dtype=real_logits.dtype)
-        real = (real_logits.data_ptr(), _CODES[real_logits.dtype], real_rows, real_logits.stride(0))
+        real = (real_logits.data_ptr(), CODES[real_logits.dtype], real_rows, real_logits.stride(0))
     q_gradient = None
     if recognition is None:
         layout, n_codes = _head_layout((), ()), 0
@@ -144,18 +144,18 @@ def head_loss(
         assert categories is not None and continuous is not None
         layout, n_codes = _head_layout(tuple(categorical), tuple(entropies)), len(entropies)
         recognition, recognition_stride = _rows(recognition)
-        recognition_address, recognition_dtype = recognition.data_ptr(), _CODES[recognition.dtype]
+        recognition_address, recognition_dtype = recognition.data_ptr(), CODES[recognition.dtype]
         q_gradient = torch.empty(recognition.shape, dtype=recognition.dtype)
-        categories, continuous = categories.contiguous(), _floats(continuous)
+        categories, continuous = categories.contiguous(), floats(continuous)
         categories_address, continuous_address = categories.data_ptr(), continuous.data_ptr()
-        code_weights = None if code_weights is None else _floats(code_weights)
+        code_weights = None if code_weights is None else floats(code_weights)
         weights_address = 0 if code_weights is None else code_weights.data_ptr()
     statistics = torch.empty(3 + 2 * n_codes)
-    loss_scale = None if loss_scale is None else _floats(loss_scale)
+    loss_scale = None if loss_scale is None else floats(loss_scale)
     _C.head_loss(
         layout,
         fake_logits.data_ptr(),
-        _CODES[fake_logits.dtype],
+        CODES[fake_logits.dtype],
         rows,
         fake_logits.stride(0),
         *real,
@@ -215,7 +215,7 @@ def image_batch(
         0 if flip_seed is None else flip_seed.data_ptr(),
         step.data_ptr(),
         FLIPS,
-        _CODES[dtype],
+        CODES[dtype],
         batch.data_ptr(),
         torch.get_num_threads(),
     )
@@ -265,20 +265,20 @@ def _pack(
     n_values = 1 if values is None else values.shape[0]
     dim = noise.shape[1] + sum(categorical) + n_continuous
     z = torch.empty((rows * n_values, dim), dtype=dtype, device=noise.device)
-    noise, noise_stride = _rows(noise if noise.dtype in _CODES else noise.to(dtype))
-    continuous, continuous_stride = _rows(continuous if continuous.dtype in _CODES else continuous.to(dtype))
-    categories, values = categories.contiguous(), None if values is None else _floats(values)
+    noise, noise_stride = _rows(noise if noise.dtype in CODES else noise.to(dtype))
+    continuous, continuous_stride = _rows(continuous if continuous.dtype in CODES else continuous.to(dtype))
+    categories, values = categories.contiguous(), None if values is None else floats(values)
     _C.pack_codes(
         layout,
         noise.data_ptr(),
-        _CODES[noise.dtype],
+        CODES[noise.dtype],
         noise_stride,
         categories.data_ptr(),
         continuous.data_ptr(),
-        _CODES[continuous.dtype],
+        CODES[continuous.dtype],
         continuous_stride,
         rows,
-        _CODES[dtype],
+        CODES[dtype],
         z.data_ptr(),
         code,
         0 if values is None else values.data_ptr(),
@@ -298,7 +298,7 @@ def unpack_codes(z: torch.Tensor, noise: int, categorical: Sequence[int]) -> tor
     _C.unpack_codes(
         layout,
         packed.data_ptr(),
-        _CODES[z.dtype],
+        CODES[z.dtype],
         z.shape[0],
         stride,
         categories.data_ptr(),
@@ -325,7 +325,7 @@ def recognize(
     _C.recognize(
         layout,
         recognition.data_ptr(),
-        _CODES[recognition.dtype],
+        CODES[recognition.dtype],
         rows,
         stride,
         categories.data_ptr(),
@@ -336,159 +336,3 @@ def recognize(
         *_queue(recognition),
     )
     return categories, confidence, mean, std
-
-
-# Patches made and used at a time, in bytes: they stay in the second-level caches of a few cores, and the products are
-# still large enough to run at the full rate.
-_PATCHES_AT_A_TIME = 4 << 20
-
-
-def convolve(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int) -> torch.Tensor:
-    """As the reference in :mod:`fastinfogan.ops.convolve`; CPU."""
-    n, _, height, width = images.shape
-    small_height, small_width = height // stride, width // stride
-    small = torch.empty((n, small_height, small_width, matrix.shape[0]), dtype=images.dtype)
-    rows, transposed = small.view(-1, matrix.shape[0]), matrix.t()
-    for first, end, patches in _patches(images, stride, before):
-        torch.mm(patches, transposed, out=rows[first:end])
-    return small.permute(0, 3, 1, 2)
-
-
-def convolve_transposed(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int) -> torch.Tensor:
-    """As the reference in :mod:`fastinfogan.ops.convolve`; CPU."""
-    n, channels, height, width = images.shape
-    shape = (height * stride, width * stride, matrix.shape[1] // 16)
-    large = torch.empty((n, *shape), dtype=images.dtype)
-    rows, places = images.permute(0, 2, 3, 1).reshape(-1, channels), height * width
-    chunk = _images_at_a_time(n, places * matrix.shape[1] * images.element_size())
-    patches = torch.empty((chunk * places, matrix.shape[1]), dtype=images.dtype)
-    for first in range(0, n, chunk):
-        end = min(n, first + chunk)
-        part = patches[: (end - first) * places]
-        torch.mm(rows[first * places : end * places], matrix, out=part)
-        _C.fold(end - first, *shape, height, width, stride, before, _CODES[images.dtype], part.data_ptr(),
-                large[first].data_ptr(), torch.get_num_threads())  # fmt: skip
-    return large.permute(0, 3, 1, 2)
-
-
-def convolve_gradient(large: torch.Tensor, small: torch.Tensor, stride: int, before: int) -> torch.Tensor:
-    """As the reference in :mod:`fastinfogan.ops.convolve`; CPU. Sums over chunks of images are taken in fp32."""
-    rows = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1])
-    total: torch.Tensor | None = None
-    for first, end, patches in _patches(large, stride, before):
-        part = rows[first:end].t() @ patches
-        total = part if total is None else total.float().add_(part)
-    if total is None:
-        total = torch.zeros((small.shape[1], 16 * large.shape[1]))
-    return total.to(small.dtype)
-
-
-def _patches(images: torch.Tensor, stride: int, before: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """``(first row, end, patches)`` of a few images at a time, in memory that is used again."""
-    n, channels, height, width = images.shape
-    small = height // stride, width // stride
-    places = small[0] * small[1]
-    source = images.permute(0, 2, 3, 1).contiguous()
-    chunk = _images_at_a_time(n, places * 16 * channels * images.element_size())
-    patches = torch.empty((chunk * places, 16 * channels), dtype=images.dtype)
-    for first in range(0, n, chunk):
-        end = min(n, first + chunk)
-        part = patches[: (end - first) * places]
-        _C.patches(end - first, height, width, channels, *small, stride, before, _CODES[images.dtype],
-                   source[first].data_ptr(), part.data_ptr(), torch.get_num_threads())  # fmt: skip
-        yield first * places, end * places, part
-
-
-def _images_at_a_time(n: int, bytes_per_image: int) -> int:
-    fit = max(1, _PATCHES_AT_A_TIME // max(1, bytes_per_image))
-    return max(1, min(n, fit - fit % 32 if fit > 32 else fit))  # AMX takes 32 rows of a product at a time
-
-
-def norm_act(
-    x: torch.Tensor, bias: torch.Tensor, gain: torch.Tensor | None, slope: float, groups: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As the reference in :mod:`fastinfogan.ops.norm_act`; CPU."""
-    x, bias = x.contiguous(), _floats(bias)
-    gain = None if gain is None else _floats(gain)
-    rows, columns = x.shape
-    y = torch.empty_like(x)
-    mean = torch.empty((groups, 0 if gain is None else columns), dtype=torch.float32)
-    variance = torch.empty_like(mean)
-    _C.norm_act(
-        groups,
-        rows // groups,
-        columns,
-        eps,
-        slope,
-        _CODES[x.dtype],
-        x.data_ptr(),
-        0 if gain is None else gain.data_ptr(),
-        bias.data_ptr(),
-        y.data_ptr(),
-        mean.data_ptr(),
-        variance.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return y, mean, variance
-
-
-def norm_act_backward(
-    y_gradient: torch.Tensor,
-    x: torch.Tensor,
-    bias: torch.Tensor,
-    gain: torch.Tensor | None,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    slope: float,
-    groups: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As the reference in :mod:`fastinfogan.ops.norm_act`; CPU."""
-    x, bias, y_gradient = x.contiguous(), _floats(bias), y_gradient.to(x.dtype).contiguous()
-    gain = None if gain is None else _floats(gain)
-    rows, columns = x.shape
-    x_gradient = torch.empty_like(x)
-    gain_gradient, bias_gradient = torch.empty((2, columns), dtype=torch.float32)
-    _C.norm_act_backward(
-        groups,
-        rows // groups,
-        columns,
-        eps,
-        slope,
-        _CODES[x.dtype],
-        x.data_ptr(),
-        0 if gain is None else gain.data_ptr(),
-        bias.data_ptr(),
-        mean.data_ptr(),
-        variance.data_ptr(),
-        y_gradient.data_ptr(),
-        x_gradient.data_ptr(),
-        gain_gradient.data_ptr(),
-        bias_gradient.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return x_gradient, bias_gradient, gain_gradient if gain is not None else gain_gradient[:0]
-
-
-def adam(
-    weights: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    first_moments: Sequence[torch.Tensor],
-    second_moments: Sequence[torch.Tensor],
-    copies: Sequence[torch.Tensor],
-    step: torch.Tensor,
-    *rates: float,
-) -> None:
-    """As the reference in :mod:`fastinfogan.ops.adam`; CPU."""
-    _C.adam(
-        [weight.numel() for weight in weights],
-        [weight.data_ptr() for weight in weights],
-        [gradient.data_ptr() for gradient in gradients],
-        [_CODES[gradient.dtype] for gradient in gradients],
-        [moment.data_ptr() for moment in first_moments],
-        [moment.data_ptr() for moment in second_moments],
-        [copy.data_ptr() if copy.numel() else 0 for copy in copies],
-        step.data_ptr(),
-        *rates,
-        torch.get_num_threads(),
-    )

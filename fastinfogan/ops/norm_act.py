@@ -113,7 +113,7 @@ def _norm_act(
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("norm_act", cast(Backend, backend), _reference)
+    run = implementation("norm_act", cast(Backend, backend), _reference, native="native_layers")
     return run(x, bias, gain, slope, groups, eps)
 
 
@@ -130,7 +130,7 @@ def _norm_act_backward(
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("norm_act_backward", cast(Backend, backend), _backward_reference)
+    run = implementation("norm_act_backward", cast(Backend, backend), _backward_reference, native="native_layers")
     return run(y_gradient, x, bias, gain, mean, variance, slope, groups, eps)
 
 
