@@ -98,6 +98,8 @@ class TrainConfig:
     """Iterations between two readings of the metrics."""
     figure_every: int = 500
     """Iterations between two sets of figures."""
+    evaluate_every: int = 0
+    """Iterations between two evaluations beside training, logged as eval/...; 0: only the one at the end."""
     save_every: int = 500
     """Iterations between two checkpoints."""
     keep: int = 2
@@ -135,6 +137,8 @@ class TrainConfig:
         for name in ("iterations", "log_every", "figure_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be 1 or more, got {getattr(self, name)}")
+        if self.evaluate_every < 0:
+            raise UserError(f"--evaluate-every must be 0 (never) or more, got {self.evaluate_every}")
         if self.batch < 2:
             raise UserError(f"--batch must be 2 or more, got {self.batch}: batch norm needs images to compare")
         for name in ("categorical_weight", "continuous_weight", "invariance"):

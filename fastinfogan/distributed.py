@@ -66,16 +66,21 @@ class Ranks:
         """Whether this one writes the run's folder."""
         return self.rank == 0
 
-    def share(self, batch: int) -> int:
-        """The rows of one process, of a global ``batch``.
+    def share(self, batch: int, least: int = 1) -> int:
+        """The rows of one process, of a global ``batch``: ``least`` or more.
 
         Raises:
-            UserError: it cannot be shared evenly.
+            UserError: it cannot be shared evenly, or not by so many.
         """
         if batch % self.world:
             raise UserError(
                 f"--batch {batch} is the global batch and cannot be shared evenly by {self.world} processes: choose a "
                 f"multiple of {self.world}"
+            )
+        if batch < least * self.world:
+            raise UserError(
+                f"--batch {batch} leaves each of {self.world} processes {batch // self.world}, and each norms its own "
+                f"rows, of which it needs {least}: choose a --batch of {least * self.world}, or --sync-batch-norm"
             )
         return batch // self.world
 

@@ -127,7 +127,8 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
     """The run, and what a completed one leaves; the first process speaks and writes for all."""
     began = time.perf_counter()
     say = print if ranks.first else _silent
-    device, tables, rows = precision.device, config.network_tables, ranks.share(config.batch)
+    device, tables = precision.device, config.network_tables
+    rows = ranks.share(config.batch, least=1 if config.sync_batch_norm else 2)
     say(_opening(config, ranks, precision))
     if warning := selfcheck.trust(device):
         print(warning, file=sys.stderr)

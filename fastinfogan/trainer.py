@@ -26,6 +26,7 @@ from fastinfogan.config import TrainConfig
 from fastinfogan.data.batches import ResidentBatches, StreamBatches
 from fastinfogan.distributed import ALONE, LostProcess, Ranks, synchronise_norms
 from fastinfogan.errors import UserError
+from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
 from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
@@ -33,10 +34,10 @@ from fastinfogan.ops import native, sample_latents
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
+from fastinfogan.run_metrics import Metrics
 from fastinfogan.warp import random_affine
 
 Batches = ResidentBatches | StreamBatches
-SUMS = ("loss/d", "loss/g")  # of the other losses
 STRETCH = 25  # iterations of a GPU between two looks at what its host has to do
 
 
@@ -98,6 +99,7 @@ class Trainer:
         names += ["loss/g", "loss/g_real", "loss/g_fake"]
         names += [f"loss/{name}" for name in self.spec.names] + [f"mi/{name}" for name in self.spec.names]
         self.metrics = Metrics(names, device, ranks)
+        self.evaluations = Evaluations(config, run)
         self.capture_in(None if capture.obstacle(config.capture, precision) else capture.CudaGraph(device))
 
     def _compile(self) -> None:
@@ -175,6 +177,7 @@ class Trainer:
                     began, counted = time.perf_counter(), self.step
                     with self._writing():
                         self.run_directory.log(self.step, {**values, "images_per_second": rate})
+                    self.evaluations.log_finished(say)
                     if self.ranks.first:
                         say(self._line(values, rate))
                 if self.step % config.figure_every == 0:
@@ -182,14 +185,18 @@ class Trainer:
                 if self.step % config.save_every == 0:
                     self.save()
                     saved = self.step
+                if config.evaluate_every and self.step % config.evaluate_every == 0 and self.ranks.first:
+                    self.evaluations.start(self.step, *self.alone(), say)
             if saved != self.step:
                 self.save()
+            self.evaluations.finish(say)
         return Stopped(self.step, (caught or [signal.SIGTERM])[0] if stopped else None)
 
     def advance(self) -> int:
         """Iterate until there is something to do between two iterations; returns how many they were."""
         config = self.config
-        intervals = (config.log_every, config.figure_every, config.save_every)
+        intervals = [config.log_every, config.figure_every, config.save_every]
+        intervals += [config.evaluate_every] if config.evaluate_every else []
         stretch = STRETCH if self.precision.device.type == "cuda" else 1
         count = min(stretch, config.iterations - self.step, *(every - self.step % every for every in intervals))
         for _ in range(count):
@@ -323,61 +330,6 @@ class Trainer:
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
         self.capture_in(self.graph)
-
-
-class Metrics:
-    """Sums of the statistics of every iteration, on the device, with the first step at which each was not finite.
-
-    The statistics are means over this process's rows; what is read is over all processes, which read together.
-    """
-
-    def __init__(self, names: list[str], device: torch.device, ranks: Ranks = ALONE) -> None:
-        self.names = names
-        self.ranks = ranks
-        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self.first_bad = torch.zeros(len(names), dtype=torch.int64, device=device)
-
-    def add(self, step: int | torch.Tensor, statistics: torch.Tensor) -> None:
-        """``statistics``: one value per name; ``step``: an integer, or a scalar on the device."""
-        self.sums += statistics
-        self.count += 1
-        newly_bad = ~torch.isfinite(statistics) & (self.first_bad == 0)
-        # Not masked_fill_: on a GPU that reads the value on the host.
-        self.first_bad.copy_(torch.where(newly_bad, step + 1, self.first_bad))
-
-    def share(self) -> None:
-        """Make the sums the means over all processes, in each of them; once more changes nothing."""
-        self.ranks.average_(self.sums)
-
-    def first_not_finite(self) -> tuple[str, int] | None:
-        """The name and step (counted from 1) of the earliest value that was not finite. Waits for the device.
-
-        A term is named rather than the sum that it is part of.
-        """
-        never = torch.iinfo(torch.int64).max
-        earliest = self.first_bad.masked_fill(self.first_bad == 0, never)
-        self.ranks.least_(earliest)
-        steps = [step % never for step in earliest.tolist()]
-        bad = [(step, name in SUMS, index) for index, (name, step) in enumerate(zip(self.names, steps, strict=True))]
-        step, _, index = min((one for one in bad if one[0]), default=(0, False, 0))
-        return (self.names[index], step) if step else None
-
-    def read(self) -> dict[str, float]:
-        """Means since the last reading, which start anew. Waits for the device."""
-        self.share()
-        means = (self.sums / self.count).tolist()
-        self.sums.zero_()
-        self.count.zero_()
-        return dict(zip(self.names, means, strict=True))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {"sums": self.sums, "count": self.count}
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        if tensors["sums"].shape == self.sums.shape:  # else another objective is resumed: its means start here
-            self.sums.copy_(tensors["sums"])
-            self.count.copy_(tensors["count"])
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.ops import LOG_STD_MIN
 from fastinfogan.precision import Precision
-from fastinfogan.trainer import Metrics, Stopped, Trainer
+from fastinfogan.run_metrics import Metrics
+from fastinfogan.trainer import Stopped, Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTrainer = Callable[..., Trainer]

@@ -1,0 +1,80 @@
+"""Evaluations while training goes on: of copies of the networks, in a thread of their own.
+
+Training pays for the copies, which on a GPU is one pass over the weights in its stream, and does not wait for a result
+unless the next evaluation is due before the last one is done. On a GPU the thread has a stream of its own; on a CPU it
+takes its share of the cores. What is found is logged and changes nothing: no step and no checkpoint depends on it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.networks import Discriminator, Generator
+from fastinfogan.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from fastinfogan.metrics.evaluation import Evaluation
+
+Say = Callable[[str], None]
+
+
+class Evaluations:
+    """The evaluations of one run, logged to its folder with the step that they belong to; one at a time.
+
+    One that cannot be made, because its data set is gone for instance, is told of and ends nothing.
+    """
+
+    def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
+        self.config = config
+        self.run = run
+        self._step = 0
+        self._thread = ThreadPoolExecutor(1, "evaluation")
+        self._running: Future[Evaluation] | None = None
+
+    def start(self, step: int, generator: Generator, discriminator: Discriminator, say: Say) -> None:
+        """Evaluate both networks as they are now; they may be trained on at once."""
+        from fastinfogan.metrics.evaluation import evaluate  # a second of imports that most runs need at their end only
+
+        self.finish(say)
+        self._step = step
+        device = next(generator.parameters()).device
+        networks = copy.deepcopy((generator, discriminator))
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+        def work() -> Evaluation:
+            if copied is None:
+                return evaluate(self.config, *networks, step)
+            stream = torch.cuda.Stream(device)
+            stream.wait_event(copied)
+            with torch.cuda.stream(stream):
+                return evaluate(self.config, *networks, step)
+
+        self._running = self._thread.submit(work)
+
+    def log_finished(self, say: Say) -> None:
+        """Log an evaluation that is done; waits for none."""
+        if self._running is None or not self._running.done():
+            return
+        done, self._running = self._running, None
+        try:
+            found = done.result()
+        except UserError as error:
+            say(f"step {self._step} could not be evaluated, training goes on: {error}")
+            return
+        values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
+        for name, clustering in found.clusterings.items():
+            values |= {f"eval/error/{name}": clustering.error, f"eval/nmi/{name}": clustering.nmi}
+        self.run.log(found.step, values)
+
+    def finish(self, say: Say) -> None:
+        """Wait for the evaluation under way, and log it."""
+        if self._running is not None:
+            self._running.exception()
+        self.log_finished(say)

@@ -1,0 +1,74 @@
+"""Evaluations beside training: right, logged, and without any influence on the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.metrics import evaluation
+from fastinfogan.metrics.evaluation import evaluate
+from fastinfogan.trainer import Trainer
+
+MakeConfig = Callable[..., TrainConfig]
+MakeTrainer = Callable[..., Trainer]
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def evaluations(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> what was found, of the lines that evaluations left in metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "eval/mi/total" in line}
+
+
+def test_an_evaluation_is_of_the_step_that_it_is_logged_with(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    make_trainer(tiny_config(iterations=6, evaluate_every=3), tmp_path / "watched").train(quiet)
+    found = evaluations(tmp_path / "watched")
+    assert list(found) == [3, 6]
+    for step, line in found.items():
+        config = tiny_config(iterations=step)
+        made = make_trainer(config, tmp_path / f"until-{step}")
+        made.train(quiet)
+        alone = evaluate(config, made.generator, made.discriminator, step)
+        expected = {f"eval/mi/{name}": nats for name, nats in alone.information.items()}
+        expected |= {"eval/error/c1": alone.clusterings["c1"].error, "eval/nmi/c1": alone.clusterings["c1"].nmi}
+        assert line == {"step": step, **expected}
+
+
+def test_evaluations_change_nothing_in_the_run(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    states = []
+    for every in (0, 1):
+        made = make_trainer(tiny_config(evaluate_every=every), tmp_path / str(every))
+        made.train(quiet)
+        states.append(made.state())
+    assert len(evaluations(tmp_path / "1")) == 11 and not evaluations(tmp_path / "0")
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise UserError("the test images are gone")
+
+    monkeypatch.setattr(evaluation, "evaluate", refused)
+    said: list[str] = []
+    made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
+    assert made.train(said.append).step == 4
+    told = [line for line in said if "could not be evaluated" in line]
+    assert told == [
+        f"step {step} could not be evaluated, training goes on: the test images are gone" for step in (2, 4)
+    ]
