@@ -9,6 +9,7 @@ from fastinfogan.commands import run_command
 from fastinfogan.errors import UserError
 
 BENCHES = {
+    "claims": "bench.claims.command",
     "data": "bench.data",
     "kernels": "bench.kernels",
     "speedrun": "bench.speedrun",

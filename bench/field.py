@@ -41,7 +41,6 @@ def field(preset: str, batch: int, device: torch.device) -> dict[str, Callable[[
         "fastinfogan fp32": functools.partial(ours, full),
         f"fastinfogan {format_name(low.dtype)}": functools.partial(ours, low),
         "eager fp32": functools.partial(opponent, full, False),
-        "tuned fp32": functools.partial(opponent, full, True),
         f"tuned {format_name(low.dtype)}": functools.partial(opponent, low, True),
     }
 

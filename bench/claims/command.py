@@ -1,0 +1,118 @@
+"""``python -m bench claims NAME``: train what a claim needs, judge it, and write its table, figure and paragraph.
+
+A row per run is kept in ``bench/results/claims/NAME.csv`` as soon as it is judged, and a run that has its row is not
+repeated; one that was stopped goes on from its last checkpoint. Start the same command again after an interruption, or
+with more seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from bench import plots
+from bench.claims import factors, mnist, report
+from bench.claims.claim import Claim
+from bench.claims.runs import digest, judged, lines, trained
+from bench.measure import RESULTS, ROOT, announce, read_csv, significant, write_csv
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.metrics.evaluation import QUICK
+from fastinfogan.precision import choose_device
+
+CLAIMS = {**mnist.CLAIMS, **factors.CLAIMS}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reproduce a claim."""
+
+    name: tyro.conf.Positional[str]
+    """Which one; an unknown name lists all."""
+    seeds: tuple[int, ...] | None = None
+    """Other seeds than the claim's own."""
+    data: Path = Path("data")
+    """Where the data sets lie or are fetched to."""
+    runs: Path = Path("runs/claims")
+    """Where the runs are kept; claims that need the same run share it."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    again: bool = False
+    """Judge anew what has its row."""
+    quick: bool = False
+    """One seed of each variant, a few iterations: to see that it runs, not to quote."""
+
+
+def main() -> None:
+    """Run what has no row yet, seed by seed; then tell the outcome of all rows."""
+    options = tyro.cli(Options, prog="python -m bench claims", description=__doc__)
+    if options.name not in CLAIMS:
+        asked = "\n".join(f"  {name:<12}{claim.question}" for name, claim in CLAIMS.items())
+        raise UserError(f"there is no claim {options.name!r}: choose one of\n{asked}")
+    claim, folder, runs = CLAIMS[options.name], RESULTS / "claims", options.runs
+    if options.quick:
+        claim, folder, runs = shrunk(claim), ROOT / "build" / "quick" / "claims", ROOT / "build" / "quick" / "runs"
+    device = choose_device(options.device)
+    machine = announce(device)
+    data = claim.prepare(options.data)
+    out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"
+    for seed in options.seeds if options.seeds is not None else claim.seeds:
+        for variant, plain in claim.variants.items():
+            config = replace(plain, seed=seed, data=data.absolute(), device=str(device), amp=True)
+            identity = {"variant": variant, "seed": str(seed), "configuration": digest(config)}
+            if not (options.again or options.quick) and _known(read_csv(out), identity):
+                continue
+            print(f"{options.name}: {variant}, seed {seed}")
+            run = trained(config, runs)
+            keep(out, [identity | judged(run, claim.groups, config) | machine], identity)
+            if claim.curves:
+                keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
+    rows = current(read_csv(out), claim)
+    plots.save(claim.draw(rows, current(read_csv(curves), claim)), out)
+    text = report.paragraph(claim, options.name, rows, out.with_suffix(".png"))
+    out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def shrunk(claim: Claim) -> Claim:
+    """``claim`` so small that it says nothing."""
+
+    def few(config: TrainConfig) -> TrainConfig:
+        return replace(config, iterations=4, log_every=2, batch=16)
+
+    groups = tuple(group for group in claim.groups if group in QUICK) or claim.groups
+    variants = {name: few(config) for name, config in claim.variants.items()}
+    return replace(claim, variants=variants, seeds=(0,), groups=groups)
+
+
+def curve(run: Path, names: Sequence[str]) -> list[dict[str, str]]:
+    """What the run logged under ``names``, step by step."""
+    return [
+        {"step": str(line["step"]), **{name: significant(line[name]) for name in names}}
+        for line in lines(run) if all(name in line for name in names)
+    ]  # fmt: skip
+
+
+def _known(rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> bool:
+    return any(all(row[key] == value for key, value in identity.items()) for row in rows)
+
+
+def keep(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> None:
+    """``rows`` in ``path`` in place of those of that identity; a column that a row lacks stays empty."""
+    others = [row for row in read_csv(path) if not _known([row], identity)]
+    columns = dict.fromkeys(key for row in (*others, *rows) for key in row)
+    write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
+
+
+def current(rows: Sequence[Mapping[str, str]], claim: Claim) -> list[Mapping[str, str]]:
+    """The rows of the claim's variants as they are configured now, variant by variant, seed by seed."""
+    wanted = {variant: digest(replace(config, amp=True)) for variant, config in claim.variants.items()}
+    found = [row for row in rows if wanted.get(row["variant"]) == row["configuration"]]
+    return sorted(found, key=lambda row: (list(wanted).index(row["variant"]), int(row["seed"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The claims about digits, and about clothes as the other set of the same form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from matplotlib.figure import Figure
+
+from bench.claims.claim import Claim, Number, Row
+from bench.claims.report import bands, dots, values
+from fastinfogan.config import PRESETS
+from fastinfogan.metrics.probe import LABELS
+
+PAPER, QUICK_START, FASHION = PRESETS["mnist-paper"], PRESETS["mnist"], PRESETS["fashion-mnist"]
+SEEDS = tuple(range(10))
+
+ERROR = Number("clusterings/c1/error", "test error", percent=True)
+NMI = Number("clusterings/c1/nmi", "NMI")
+ARI = Number("clusterings/c1/ari", "ARI")
+INFORMATION = Number("information/c1", "I(c1), nats")
+FID = Number("samples/fid", "FID-mnistnet-10k")
+SLANT = Number("strokes/best/slant", "slant")
+WIDTH = Number("strokes/best/width", "width")
+
+_REPRESENTATIONS = ("Q's trunk", "Q's codes", "pixels", "PCA")
+
+_CATEGORIES = (
+    "Error of argmax Q(c1|x): values matched to labels one to one on the training images, counted on the test images; "
+    "batch-norm statistics of 10,000 training images; test labels chose nothing."
+)
+_STROKES = (
+    "Slant and width: the largest absolute rank correlation of either continuous code with them, within a category, on "
+    "5,000 generated digits."
+)
+
+
+def _draw_information(_: Sequence[Row], curves: Sequence[Row]) -> Figure:
+    return bands(curves, "mi/c1", "I(c1; G(z, c)) bound, nats (dashed: ln 10)", math.log(10))
+
+
+def _draw_errors(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
+    return dots(rows, [ERROR, NMI, INFORMATION])
+
+
+def _draw_error_and_samples(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
+    return dots(rows, [ERROR, FID, SLANT, WIDTH])
+
+
+def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in _REPRESENTATIONS:
+        found = [100 * values(rows, f"probe/errors/{name}/{labels}").mean() for labels in LABELS]
+        axes.plot(LABELS, found, "o-", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error of a linear probe, %")
+    axes.set_xticks(LABELS, [f"{labels:,}" for labels in LABELS])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend()
+    return figure
+
+
+_OBJECTIVE = replace(PAPER, iterations=2000)
+
+CLAIMS = {
+    "information": Claim(
+        question="Figure 1: does G's output tell the code?",
+        protocol=(
+            "Bound of the mutual information in nats, of H(c1) = 2.303. In the plain GAN lambda is 0 for G and D, and "
+            "Q learns on features that it cannot change. The figure shows the bound on training batches, as Figure 1 "
+            "does; the table is on 10,000 fresh images, networks in eval mode."
+        ),
+        variants={
+            "InfoGAN": replace(PAPER, iterations=1000, log_every=25),
+            "plain GAN": replace(PAPER, iterations=1000, log_every=25, trunk_mi=False, generator_mi=False),
+        },
+        seeds=(0, 1, 2),
+        groups=("information",),
+        numbers=(INFORMATION, Number("information_shares/c1", "share of H(c1)", percent=True)),
+        draw=_draw_information,
+        curves=("mi/c1",),
+    ),
+    "mnist": Claim(
+        question="Section 7.2: are the paper's categories digits?",
+        protocol=f"The paper's objective, networks and learning rates; the paper reports 5 %, one run. {_CATEGORIES}",
+        variants={"the paper's": replace(PAPER, iterations=5000)},
+        seeds=SEEDS,
+        groups=("information", "clustering", "samples", "strokes"),
+        numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
+        draw=_draw_errors,
+    ),
+    "invariance": Claim(
+        question="Beyond the paper: do categories that outlive small warps of real images become digits?",
+        protocol=(
+            f"The quick start: --invariance 2, Q's share of the categorical weight 0.1, continuous weight 0.1, "
+            f"learning rate of D 5e-4, learnt std. No labels. {_CATEGORIES} {_STROKES}"
+        ),
+        variants={"quick start": QUICK_START},
+        seeds=SEEDS,
+        groups=("information", "clustering", "samples", "strokes"),
+        numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
+        draw=_draw_error_and_samples,
+    ),
+    "ablation": Claim(
+        question="What of the quick start makes its categories digits?",
+        protocol=f"One difference from the quick start at a time. {_CATEGORIES}",
+        variants={
+            "quick start": QUICK_START,
+            "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0),
+            "weight 1 instead of 2": replace(QUICK_START, invariance=1.0),
+            "Q's share 1 instead of 0.1": replace(QUICK_START, q_share=1.0),
+            "D's rate 2e-4 instead of 5e-4": replace(QUICK_START, lr_d=2e-4),
+            "continuous weight 1 instead of 0.1": replace(QUICK_START, continuous_weight=1.0),
+        },
+        seeds=(0, 1, 2),
+        groups=("information", "clustering", "samples", "strokes"),
+        numbers=(ERROR, NMI, INFORMATION, FID, SLANT, WIDTH),
+        draw=_draw_error_and_samples,
+    ),
+    "objective": Claim(
+        question="Which of the objective's switches matter?",
+        protocol=f"The paper's preset but for what the line says. {_CATEGORIES} {_STROKES}",
+        variants={
+            "trunk learns from MI, std fixed": _OBJECTIVE,
+            "trunk learns from MI, std learnt": replace(_OBJECTIVE, fixed_std=False),
+            "trunk does not, std fixed": replace(_OBJECTIVE, trunk_mi=False),
+            "trunk does not, std learnt": replace(_OBJECTIVE, trunk_mi=False, fixed_std=False),
+            "continuous weight 0.1, std learnt": replace(_OBJECTIVE, fixed_std=False, continuous_weight=0.1),
+        },
+        seeds=(0, 1, 2),
+        groups=("information", "clustering", "samples", "strokes"),
+        numbers=(ERROR, NMI, INFORMATION, Number("information/c2", "I(c2), nats"), FID, SLANT, WIDTH),
+        draw=_draw_error_and_samples,
+    ),
+    "fashion": Claim(
+        question="Fashion-MNIST: are the categories kinds of clothes?",
+        protocol=_CATEGORIES,
+        variants={"quick start": FASHION, "the paper's": replace(PAPER, dataset="fashion-mnist", iterations=5000)},
+        seeds=(0, 1, 2),
+        groups=("information", "clustering"),
+        numbers=(ERROR, NMI, ARI, INFORMATION),
+        draw=_draw_errors,
+    ),
+    "probe": Claim(
+        question="What are Q's features and codes worth with few labels?",
+        protocol=(
+            "Test error of a linear probe with so many labels, mean of five draws of them from 20,000 training images. "
+            "Raw pixels and their first 50 principal components beside it."
+        ),
+        variants={"quick start": QUICK_START},
+        seeds=(0, 1, 2),
+        groups=("probe",),
+        numbers=tuple(
+            Number(f"probe/errors/{name}/{labels}", f"{name}, {labels:,} labels", percent=True)
+            for name in ("Q's trunk", "pixels")
+            for labels in LABELS
+        ),
+        draw=_draw_probe,
+    ),
+}

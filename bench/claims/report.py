@@ -1,0 +1,112 @@
+"""How a claim's outcome is told: a table over seeds, a paragraph beside it, and the figures that claims share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bench.claims.claim import Claim, Number, Row
+
+
+def values(rows: Sequence[Row], column: str) -> np.ndarray:
+    """The numbers of ``column`` in the rows that have one."""
+    return np.array([float(row[column]) for row in rows if row.get(column) not in (None, "", "nan")])
+
+
+def of(rows: Sequence[Row], variant: str) -> list[Row]:
+    """The rows of one variant."""
+    return [row for row in rows if row["variant"] == variant]
+
+
+def table(claim: Claim, rows: Sequence[Row]) -> list[str]:
+    """Markdown: a line per variant, each number as median (lowest to highest) over its seeds."""
+    numbers = [number for number in claim.numbers if len(values(rows, number.column))]
+    lines = [f"| | seeds | {' | '.join(number.title for number in numbers)} |", "|---" * (2 + len(numbers)) + "|"]
+    for variant in claim.variants:
+        if mine := of(rows, variant):
+            cells = [spread(number, values(mine, number.column)) for number in numbers]
+            lines.append(f"| {variant} | {len(mine)} | {' | '.join(cells)} |")
+    return lines
+
+
+def spread(number: Number, found: np.ndarray) -> str:
+    """``median (lowest to highest)``; a single value stands alone."""
+    if not len(found):
+        return "not measured"
+    middle = number.shown(float(np.median(found)))
+    if len(found) == 1:
+        return middle
+    return f"{middle} ({number.shown(float(found.min()))} to {number.shown(float(found.max()))})"
+
+
+def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path) -> str:
+    """The Markdown file of a claim: question, table, protocol, failures, machine, picture."""
+    iterations = {config.iterations for config in claim.variants.values()}
+    rates = values(rows, "images_per_second")
+    seconds = [
+        claim.variants[row["variant"]].iterations
+        * claim.variants[row["variant"]].batch
+        / float(row["images_per_second"])
+        for row in rows
+    ]
+    failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
+    machine = f"{rows[0]['cpu']}, {rows[0]['cores']} cores" if rows[0]["device"] == "cpu" else rows[0]["device"]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    told = [
+        f"# {claim.question}",
+        "\n".join(table(claim, rows)),
+        f"Median (lowest to highest) over seeds. {claim.protocol}",
+        f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations, {np.median(seconds):,.0f} s of "
+        f"training a run (median; {np.median(rates):,.0f} images/s) on {machine}, torch {rows[0]['torch']}, commit "
+        f"{commits}. Again: `python -m bench claims {name}`.",
+    ]
+    if any("failure" in row for row in rows):
+        told.append(
+            f"Runs whose categories are not one per label: {len(failures)} of {len(rows)}"
+            + (f" ({'; '.join(failures)})." if failures else ".")
+        )
+    return "\n\n".join([*told, f"![{claim.question}]({picture.name})"]) + "\n"
+
+
+def _failed(row: Row) -> bool:
+    return row.get("failure", "none") not in ("none", "")
+
+
+def bands(curves: Sequence[Row], column: str, label: str, ceiling: float | None = None) -> Figure:
+    """``column`` against iterations: a line per run, a colour per variant, the range over seeds shaded."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, variant in enumerate(dict.fromkeys(row["variant"] for row in curves)):
+        mine = of(curves, variant)
+        runs = [[row for row in mine if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in mine)]
+        shared = min(len(run) for run in runs)
+        steps = values(runs[0][:shared], "step")
+        heights = np.stack([values(run[:shared], column) for run in runs])
+        axes.fill_between(steps, heights.min(0), heights.max(0), color=f"C{index}", alpha=0.2, linewidth=0)
+        axes.plot(steps, np.median(heights, 0), color=f"C{index}", label=f"{variant}, {len(runs)} seeds")
+    if ceiling is not None:
+        axes.axhline(ceiling, color="grey", linestyle="--", linewidth=0.8)
+    axes.set(xlabel="iteration", ylabel=label)
+    axes.legend()
+    return figure
+
+
+def dots(rows: Sequence[Row], numbers: Sequence[Number]) -> Figure:
+    """A panel per number: a dot per run, a line per variant, the median as a bar."""
+    numbers = [number for number in numbers if len(values(rows, number.column))]
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure = Figure(figsize=(1.6 + 3 * len(numbers), 1.1 + 0.42 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(numbers), squeeze=False, sharey=True)[0]
+    for axes, number in zip(panels, numbers, strict=True):
+        for place, variant in enumerate(variants):
+            found = values(of(rows, variant), number.column) * (100 if number.percent else 1)
+            axes.plot(found, np.full(len(found), place), "o", color=f"C{place}", alpha=0.6)
+            if len(found):
+                axes.vlines(np.median(found), place - 0.3, place + 0.3, color="black")
+        axes.set(xlabel=f"{number.title}, %" if number.percent else number.title, yticks=range(len(variants)))
+        axes.set_yticklabels(variants)
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+    return figure

@@ -1,0 +1,119 @@
+"""A run of a claim: trained and judged by the commands that a user has, gone on with where it was stopped.
+
+The folder of a run is named after its configuration, so that claims that ask about the same run share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, median
+
+from bench.measure import ROOT, significant
+from fastinfogan import checkpoint
+from fastinfogan.config import TrainConfig, to_json
+from fastinfogan.errors import UserError
+from fastinfogan.metrics.evaluation import Group
+
+SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
+
+
+def digest(config: TrainConfig) -> str:
+    """Eight letters that change with anything in ``config`` but its seed and where things lie.
+
+    What has its default is left out, so that a run keeps its name when a new option comes.
+    """
+    plain = asdict(TrainConfig())
+    own = {key: value for key, value in asdict(config).items() if value != plain[key]}
+    chosen = {key: value for key, value in own.items() if key not in ("seed", "data", "run_dir", "device")}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def trained(config: TrainConfig, folder: Path) -> Path:
+    """The folder of the run of ``config`` below ``folder``, complete.
+
+    Raises:
+        UserError: the training command failed.
+    """
+    run = folder / f"{config.dataset}-{digest(config)}-{config.seed}"
+    newest = checkpoint.newest(run)
+    if newest is not None and checkpoint.load(newest).step >= config.iterations:
+        return run
+    if newest is None:
+        run.mkdir(parents=True, exist_ok=True)
+        start = run / "start.json"
+        start.write_text(to_json(replace(config, run_dir=None)))
+        _command("train", "--config", start, "--run-dir", run)
+    else:
+        _command("train", "--resume", run)
+    return run
+
+
+def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str, str]:
+    """Every number that ``groups`` yield, by its path in evaluation.json, and what went wrong with the categories."""
+    _command("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
+    found = json.loads((run / "evaluation.json").read_text())
+    numbers = {name: significant(value) for name, value in _flat(found)}
+    for group, table in (("traversal", "correlations"), ("strokes", "within")):
+        for factor, rho in strongest((found.get(group) or {}).get(table, {})).items():
+            numbers[f"{group}/best/{factor}"] = significant(rho)
+    failures = [failure(code["confusion"]) for code in found["clusterings"].values()]
+    rates = [line["images_per_second"] for line in lines(run) if "images_per_second" in line]
+    return {
+        **numbers,
+        **({"failure": "; ".join(filter(None, failures)) or "none"} if failures else {}),
+        "images_per_second": significant(median(rates)),
+    }
+
+
+def strongest(correlations: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Of each factor the largest absolute correlation that any code has with it: which code took it up is chance."""
+    found: dict[str, float] = {}
+    for of_code in correlations.values():
+        for factor, rho in of_code.items():
+            if rho is not None:
+                found[factor] = max(found.get(factor, 0.0), abs(rho))
+    return found
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    """What the run logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def failure(confusion: Sequence[Sequence[int]]) -> str:
+    """How labels and values fail to match, from counts by label and value: ``4 and 9 share a value, 1 has two``."""
+    there = [[count > SHARED_BY * max(1, sum(row)) for count in row] for row in confusion]
+    shared = [
+        " and ".join(str(label) for label, row in enumerate(there) if row[value])
+        for value in range(len(there[0]) if there else 0)
+        if sum(row[value] for row in there) > 1
+    ]
+    split = [str(label) for label, row in enumerate(there) if sum(row) > 1]
+    lost = [str(label) for label, row in enumerate(there) if not any(row)]
+    told = [f"{labels} share a value" for labels in shared] + [f"{label} has two values" for label in split]
+    return ", ".join(told + [f"{label} is spread over many" for label in lost])
+
+
+def _flat(value: object, path: str = "") -> list[tuple[str, float]]:
+    """The numbers within nested mappings, each with the keys that lead to it; of a list of draws their mean."""
+    if isinstance(value, Mapping):
+        return [leaf for key, one in value.items() for leaf in _flat(one, f"{path}/{key}" if path else str(key))]
+    if isinstance(value, list) and value and all(isinstance(one, float) for one in value):
+        value = fmean(value)
+    return [(path, float(value))] if isinstance(value, int | float) else []
+
+
+def _command(module: str, *arguments: object) -> None:
+    command = [sys.executable, "-m", f"fastinfogan.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT)
+    if done.returncode:
+        raise UserError(
+            f"{' '.join(command[1:])} ended with status {done.returncode}: mend the cause above and start the same "
+            f"claim again; it goes on where it stopped"
+        )

@@ -1,0 +1,156 @@
+"""What the claims' commands keep, skip and tell; the training itself is the training command's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.claims import command, report, runs
+from bench.claims.claim import Claim, Number
+from bench.claims.command import CLAIMS, current, keep, shrunk
+from bench.claims.runs import digest, failure, judged, strongest, trained
+from bench.measure import ROOT, read_csv
+from fastinfogan import checkpoint
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+
+MACHINE = {"device": "cpu", "cpu": "a processor", "cores": "2", "commit": "abc", "torch": "2"}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_can_be_run(name: str) -> None:
+    claim = CLAIMS[name]
+    assert claim.seeds and claim.numbers and claim.groups
+    for config in (*claim.variants.values(), *shrunk(claim).variants.values()):
+        config.check()
+    assert len({digest(config) for config in claim.variants.values()}) == len(claim.variants)
+
+
+def test_a_run_is_named_by_what_it_computes() -> None:
+    config = TrainConfig()
+    elsewhere = replace(config, seed=7, data=Path("/else"), run_dir=Path("/there"), device="cuda")
+    assert digest(config) == digest(elsewhere)
+    assert len({digest(one) for one in (config, replace(config, lr_d=1e-4), replace(config, iterations=1))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("confusion", "told"),
+    [
+        ([[9, 1], [0, 10]], ""),
+        ([[10, 0, 0], [9, 1, 0], [0, 5, 5]], "0 and 1 share a value, 2 has two values"),
+        ([[10, 0, 0, 0], [0, 10, 0, 0], [0, 10, 0, 0], [0, 0, 0, 10]], "1 and 2 share a value"),
+        ([[3, 3, 2, 2], [0, 9, 0, 0]], "0 is spread over many"),  # 30 % is not above it
+        ([], ""),
+    ],
+)
+def test_a_failure_is_told_by_labels(confusion: list[list[int]], told: str) -> None:
+    assert failure(confusion) == told
+
+
+def test_the_code_that_took_a_factor_up_is_found() -> None:
+    correlations = {"c1": {"slant": 0.1, "width": -0.9, "shape": None}, "c2": {"slant": -0.8, "width": 0.2}}
+    assert strongest(correlations) == {"slant": 0.8, "width": 0.9}
+
+
+def test_rows_of_the_same_run_replace_each_other_and_new_columns_are_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "claim.csv"
+    one, two = ({"variant": "a", "seed": seed, "configuration": "x"} for seed in "01")
+    keep(path, [one | {"error": "1"}], one)
+    keep(path, [two | {"error": "2"}], two)
+    keep(path, [one | {"error": "3", "nmi": "4"}], one)
+    assert read_csv(path) == [two | {"error": "2", "nmi": ""}, one | {"error": "3", "nmi": "4"}]
+
+
+def claim_of(**variants: TrainConfig) -> Claim:
+    return Claim(
+        "is it so?", "It was measured.", variants, (0, 1), ("clustering",),
+        (Number("error", "test error", percent=True), Number("nmi", "NMI")), lambda rows, _: report.dots(rows, ()),
+    )  # fmt: skip
+
+
+def test_rows_of_another_configuration_are_not_told(tmp_path: Path) -> None:
+    config = TrainConfig()
+    claim = claim_of(plain=config, other=replace(config, lr_d=1e-4))
+    amp = replace(config, amp=True)
+    rows = [
+        {"variant": "other", "seed": "0", "configuration": digest(replace(amp, lr_d=1e-4))},
+        {"variant": "plain", "seed": "10", "configuration": digest(amp)},
+        {"variant": "plain", "seed": "9", "configuration": digest(amp)},
+        {"variant": "plain", "seed": "8", "configuration": "before"},
+        {"variant": "gone", "seed": "0", "configuration": digest(amp)},
+    ]
+    assert current(rows, claim) == [rows[2], rows[1], rows[0]]
+
+
+def test_the_paragraph_has_medians_spreads_failures_and_the_machine() -> None:
+    claim = claim_of(plain=TrainConfig(iterations=100, batch=50), other=TrainConfig(lr_d=1e-4))
+    rows = [
+        {"variant": "plain", "seed": str(seed), "error": str(error), "nmi": "", "failure": told,
+         "images_per_second": "500", **MACHINE}
+        for seed, (error, told) in enumerate([(0.05, "none"), (0.01, "none"), (0.2, "4 and 9 share a value")])
+    ]  # fmt: skip
+    text = report.paragraph(claim, "so", rows, Path("so.png"))
+    assert "| plain | 3 | 5.00% (1.00% to 20.00%) |" in text and "NMI" not in text and "other" not in text
+    assert "1 of 3 (plain, seed 2: 4 and 9 share a value)" in text
+    assert "10 s of training a run" in text and "a processor, 2 cores" in text and "bench claims so" in text
+
+
+def test_figures_hold_every_run() -> None:
+    rows = [{"variant": v, "seed": str(s), "error": str(0.1 * s)} for v in ("a", "b") for s in range(3)]
+    (axes,) = report.dots(rows, [Number("error", "test error", percent=True)]).axes
+    shown = [line.get_xdata() for line in axes.lines]
+    assert [len(x) for x in shown] == [3, 3] and np.allclose(shown[0], [0, 10, 20])
+    curves = [
+        {"variant": "a", "seed": str(s), "step": str(t), "mi": str(s + t)} for s in (0, 1) for t in range(3 - s)
+    ]  # the second run is a step behind
+    (axes,) = report.bands(curves, "mi", "nats").axes
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 1.5]
+
+
+def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, ...]] = []
+    monkeypatch.setattr(runs, "_command", lambda *arguments: called.append(arguments))
+    config = TrainConfig(iterations=8)
+    folder = trained(config, tmp_path)
+    assert called == [("train", "--config", folder / "start.json", "--run-dir", folder)]
+    steps = {4: ("train", "--resume", folder), 8: None}
+    for step, expected in steps.items():
+        called.clear()
+        monkeypatch.setattr(checkpoint, "newest", lambda _, step=step: folder / str(step))
+        monkeypatch.setattr(checkpoint, "load", lambda _, step=step: type("Saved", (), {"step": step}))
+        assert trained(config, tmp_path) == folder
+        assert called == ([expected] if expected else [])
+
+
+def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_command", lambda *_: None)
+    (tmp_path / "evaluation.json").write_text(
+        '{"information": {"c1": 2.25}, "clusterings": {"c1": {"error": 0.1, "confusion": [[1, 0], [1, 0]]}}, '
+        '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
+    )
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
+    assert judged(tmp_path, ("clustering",), TrainConfig()) == {
+        "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
+        "failure": "0 and 1 share a value", "images_per_second": "100",
+    }  # fmt: skip
+
+
+def test_an_unknown_claim_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims", "figure-9"])
+    with pytest.raises(UserError, match=r"no claim 'figure-9': choose one of\n  information .*Figure 1"):
+        command.main()
+
+
+@pytest.mark.slow
+def test_a_quick_claim_runs_as_a_user_runs_it() -> None:
+    subprocess.run(
+        [sys.executable, "-m", "bench", "claims", "information", "--quick"], cwd=ROOT, check=True, timeout=600
+    )
+    folder = ROOT / "build" / "quick" / "claims"
+    assert [row["variant"] for row in read_csv(folder / "information.csv")] == ["InfoGAN", "plain GAN"]
+    assert (folder / "information.png").exists() and "python -m bench claims" in (folder / "information.md").read_text()
