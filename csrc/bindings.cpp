@@ -336,7 +336,7 @@ std::vector<T*> all_at(const std::vector<Address>& addresses) {
 void adam(const std::vector<int64_t>& sizes, const std::vector<Address>& weights, const std::vector<Address>& gradients,
           const std::vector<int>& gradient_dtypes, const std::vector<Address>& first_moments,
           const std::vector<Address>& second_moments, const std::vector<Address>& copies, Address step,
-          double learning_rate, double beta1, double beta2, double eps, int threads) {
+          Address learning_rate, double beta1, double beta2, double eps, int threads) {
     const py::gil_scoped_release release;
     const auto weight = all_at<float>(weights), first = all_at<float>(first_moments);
     const auto second = all_at<float>(second_moments);
@@ -345,7 +345,8 @@ void adam(const std::vector<int64_t>& sizes, const std::vector<Address>& weights
     std::vector<Dtype> dtypes;
     for (const int dtype : gradient_dtypes) dtypes.push_back(Dtype(dtype));
     cpu->adam({int64_t(sizes.size()), sizes.data(), weight.data(), gradient.data(), dtypes.data(), first.data(),
-               second.data(), copy.data(), at<float>(step), learning_rate, beta1, beta2, eps, threads});
+               second.data(), copy.data(), at<float>(step), *at<const double>(learning_rate), beta1, beta2, eps,
+               threads});
 }
 
 // glibc gives tensors of more than a few megabytes back to the system when they are freed, and gets them anew, page by

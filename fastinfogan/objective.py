@@ -65,13 +65,13 @@ class Objective:
 
 @dataclass(frozen=True)
 class Descent:
-    """How a phase's optimiser moves: Adam's learning rate and betas.
+    """How a phase's optimiser moves: Adam's learning rate and betas; the rate may be a scalar tensor on the device.
 
     copies: bfloat16 copies of weights that the networks compute with (:mod:`fastinfogan.matrices`); CPU only.
     average: where several processes train together, replaces tensors by their means over all processes, in place.
     """
 
-    learning_rate: float
+    learning_rate: float | torch.Tensor
     betas: tuple[float, float]
     copies: Mapping[nn.Parameter, torch.Tensor] | None = None
     average: Callable[[list[torch.Tensor]], None] | None = None

@@ -28,14 +28,22 @@ def adam_for(
     parameters: list[nn.Parameter],
     device: torch.device,
     *,
-    lr: float,
+    lr: float | torch.Tensor,
     betas: tuple[float, float],
     copies: Mapping[nn.Parameter, torch.Tensor] | None,
 ) -> Adam:
-    """The fastest Adam on ``device``; with ``copies``, or None where the networks compute with the weights alone."""
+    """The fastest Adam on ``device``; with ``copies``, or None where the networks compute with the weights alone.
+
+    ``lr`` as a scalar on ``device``, of the dtype :func:`rate_dtype`, is read at every step.
+    """
     if copies is not None:
         return RefreshingAdam(parameters, lr=lr, betas=betas, copies=copies)
     return Adam(parameters, lr=lr, betas=betas, fused=True, capturable=device.type == "cuda")
+
+
+def rate_dtype(device: torch.device) -> torch.dtype:
+    """Of a learning rate that is a tensor: what the kernels of that device read."""
+    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 class RefreshingAdam(Adam):
@@ -49,11 +57,11 @@ class RefreshingAdam(Adam):
         self,
         parameters: list[nn.Parameter],
         *,
-        lr: float,
+        lr: float | torch.Tensor,
         betas: tuple[float, float],
         copies: Mapping[nn.Parameter, torch.Tensor],
     ) -> None:
-        super().__init__(parameters, lr=lr, betas=betas)
+        super().__init__(parameters, lr=torch.as_tensor(lr, dtype=torch.float64), betas=betas)
         self.copies = {parameter: copies[parameter] for parameter in parameters if parameter in copies}
         self.no_copy = torch.empty(0, dtype=torch.bfloat16)
 

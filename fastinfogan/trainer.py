@@ -32,6 +32,7 @@ from fastinfogan.networks import Discriminator, Generator, build
 from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native, sample_latents
 from fastinfogan.ops.philox import as_word64
+from fastinfogan.optimiser import rate_dtype
 from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.run_metrics import Metrics
@@ -85,9 +86,11 @@ class Trainer:
         self.seed = as_word64(config.seed, device)
         self.scaler = precision.gradient_scaler()
         betas = (config.beta1, config.beta2)
+        self.base_rates = torch.tensor([config.lr_d, config.lr_g], dtype=rate_dtype(device), device=device)
+        self.rates = self.base_rates.clone()
         d_descent, g_descent = (
             Descent(rate, betas, copies, ranks.average_together if ranks.world > 1 else None)
-            for rate in (config.lr_d, config.lr_g)
+            for rate in (self.rates.unbind() if config.decay else (config.lr_d, config.lr_g))
         )
         self.discriminator_phase = DiscriminatorPhase(
             self.discriminator, self.spec, config.objective, d_descent, precision, self.scaler
@@ -125,6 +128,10 @@ class Trainer:
 
     def _iterate(self) -> None:
         """The device's part of an iteration: nothing in it depends on a value that the host holds."""
+        if self.config.decay:
+            falling = self.config.decay * self.config.iterations
+            left = (self.config.iterations - self.clock) / falling
+            torch.mul(self.base_rates, left.clamp(max=1.0), out=self.rates)
         images = self.batches.images(self.clock)
         latents = self.draw(self.clock)
         with self.precision.autocast():

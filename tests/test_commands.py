@@ -240,7 +240,7 @@ def test_amp_says_what_it_chose(tmp_path: Path, tiny_flags: list[str], command: 
 @pytest.mark.parametrize(
     ("module", "told"),
     [
-        (train, ["--iterations", "(default: 1500)", "--lr-d", "Presets: mnist, ", "--resume", "--seed", "64-bit"]),
+        (train, ["--iterations", "(default: 1000)", "--lr-d", "Presets: mnist, ", "--resume", "--seed", "64-bit"]),
         (evaluate, ["PATH", "folder", "--data", "--device", "(default: auto)", "nats"]),
         (generate, ["--what {samples,traversals,interpolation}", "(default: samples)", "--count INT", "--set", "c1=3"]),
     ],

@@ -186,6 +186,7 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
     differ = {name for name in quick if quick[name] != paper[name]}
     assert differ <= {
         "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "invariance", "lr_d", "q_share",
+        "decay",
     }  # fmt: skip
 
 

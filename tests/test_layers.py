@@ -232,7 +232,10 @@ def test_norm_act_errs_no_more_than_twice_as_the_reference(case: Any) -> None:
     # dx is the difference of terms as large as dy * gain / std; gain's and bias's gradients are sums over rows.
     deviation = exact[2].min().sqrt().item() if exact[2].numel() else 1.0
     largest = case[5].abs().max().item() * (1.0 if case[2] is None else case[2].abs().max().item() / (deviation + 3e-3))
-    scales = [0.0, x.abs().max().item(), 0.0, largest, float(x.shape[0]), float(x.shape[0])]
+    # y is the sum of a bias and of terms in which the mean cancels: as large as x * gain / std.
+    stretch = 0.0 if case[2] is None else case[2].abs().max().item() / (deviation + 3e-3)
+    terms = stretch * x.abs().max().item() + (case[1].abs().max().item() if stretch else 0.0)
+    scales = [terms, x.abs().max().item(), 0.0, largest, float(x.shape[0]), float(x.shape[0])]
     for mine, reference, truth, scale in zip(found, stock, exact, scales, strict=False):
         assert_as_accurate(mine, reference, truth, 4 * x.shape[0], scale)
 

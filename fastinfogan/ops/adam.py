@@ -24,7 +24,7 @@ def adam(
     copies: Sequence[torch.Tensor],
     step: torch.Tensor,
     *,
-    learning_rate: float,
+    learning_rate: float | torch.Tensor,
     betas: tuple[float, float],
     eps: float = 1e-8,
     backend: str | None = None,
@@ -36,9 +36,13 @@ def adam(
         gradients: float32, bfloat16 or float16, as many elements each as its weight.
         copies: bfloat16, the weight rounded; empty for a weight without one.
         step: float32 scalar, the steps done; counted up.
+        learning_rate: as a float64 scalar it is read when the step is done: a recorded step can follow a schedule.
     """
+    rate = learning_rate
+    if not isinstance(rate, torch.Tensor):
+        rate = torch.tensor(rate, dtype=torch.float64, device=step.device)
     torch.ops.fastinfogan.adam(
-        weights, gradients, first_moments, second_moments, copies, step, learning_rate, *betas, eps,
+        weights, gradients, first_moments, second_moments, copies, step, rate, *betas, eps,
         choose(backend, step.device.type, triton=False),
     )  # fmt: skip
 
@@ -50,7 +54,7 @@ def _reference(
     second_moments: Sequence[torch.Tensor],
     copies: Sequence[torch.Tensor],
     step: torch.Tensor,
-    learning_rate: float,
+    learning_rate: torch.Tensor,
     beta1: float,
     beta2: float,
     eps: float,
@@ -73,7 +77,8 @@ def _adam(*arguments, backend):  # type: ignore[no-untyped-def]
 _LIBRARY = torch.library.Library("fastinfogan", "FRAGMENT")
 _LIBRARY.define(
     "adam(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] first_moments, Tensor(c!)[] second_moments, "
-    "Tensor(d!)[] copies, Tensor(e!) step, float learning_rate, float beta1, float beta2, float eps, str backend) -> ()"
+    "Tensor(d!)[] copies, Tensor(e!) step, Tensor learning_rate, float beta1, float beta2, float eps, "
+    "str backend) -> ()"
 )
 _LIBRARY.impl("adam", lambda *arguments: _adam(*arguments[:-1], backend=arguments[-1]), "CompositeExplicitAutograd")
 torch.library.register_fake("fastinfogan::adam", lambda *arguments: None, lib=_LIBRARY)

@@ -169,6 +169,7 @@ def adam(
     second_moments: Sequence[torch.Tensor],
     copies: Sequence[torch.Tensor],
     step: torch.Tensor,
+    learning_rate: torch.Tensor,
     *rates: float,
 ) -> None:
     """As the reference in :mod:`fastinfogan.ops.adam`; CPU."""
@@ -181,6 +182,7 @@ def adam(
         [moment.data_ptr() for moment in second_moments],
         [copy.data_ptr() if copy.numel() else 0 for copy in copies],
         step.data_ptr(),
+        learning_rate.data_ptr(),
         *rates,
         torch.get_num_threads(),
     )

@@ -1,0 +1,70 @@
+"""Learning rates that fall: as the schedule says, in the optimisers' own steps, and in replays as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastinfogan.capture import WARM_UP
+from fastinfogan.config import TrainConfig
+from fastinfogan.errors import UserError
+from fastinfogan.trainer import Trainer
+from tests.recorder import Recorder
+
+MakeConfig = Callable[..., TrainConfig]
+MakeTrainer = Callable[..., Trainer]
+ITERATIONS, DECAY = 10, 0.5
+FACTORS = [1.0] * 6 + [0.8, 0.6, 0.4, 0.2]  # of the rates, step by step
+
+
+def assert_same_networks(one: Trainer, other: Trainer) -> None:
+    state = other.state()
+    for name, tensor in one.state().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_rates_fall_linearly_to_zero_over_the_last_share_of_the_iterations(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(iterations=ITERATIONS, decay=DECAY, lr_d=1e-3, lr_g=2e-3), tmp_path)
+    for step, factor in enumerate(FACTORS):
+        made.iteration(step)
+        torch.testing.assert_close(made.rates, factor * torch.tensor([1e-3, 2e-3]), check_dtype=False)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_every_optimiser_steps_at_the_rate_of_its_step(
+    amp: bool, tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    """Against a run whose rates are set by hand before every iteration."""
+    scheduled = make_trainer(tiny_config(iterations=ITERATIONS, decay=DECAY, amp=amp), tmp_path / "scheduled")
+    by_hand = make_trainer(tiny_config(iterations=ITERATIONS, amp=amp), tmp_path / "by hand")
+    for step in range(ITERATIONS):
+        scheduled.iteration(step)
+        for phase, rate in zip(
+            (by_hand.discriminator_phase, by_hand.generator_phase), scheduled.rates.tolist(), strict=True
+        ):
+            phase.optimiser.param_groups[0]["lr"].fill_(rate)
+        by_hand.iteration(step)
+    assert_same_networks(scheduled, by_hand)
+
+
+def test_replays_follow_the_schedule(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
+    config = tiny_config(iterations=ITERATIONS, decay=DECAY)
+    eager, graphed = (make_trainer(config, tmp_path / name) for name in ("eager", "graphed"))
+    recorder = Recorder()
+    graphed.capture_in(recorder)
+    for step in range(ITERATIONS):
+        eager.iteration(step)
+        graphed.iteration(step)
+    assert recorder.replays == ITERATIONS - WARM_UP
+    assert_same_networks(eager, graphed)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_is_between_none_and_all(share: float, tiny_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match="--decay is a share of the iterations from 0 to 1, got"):
+        tiny_config(decay=share).check()
