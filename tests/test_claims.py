@@ -13,7 +13,7 @@ import pytest
 from bench.claims import command, report, runs
 from bench.claims.claim import Claim, Number
 from bench.claims.command import CLAIMS, current, keep, shrunk
-from bench.claims.runs import digest, failure, judged, strongest, trained
+from bench.claims.runs import digest, distance, failure, judged, strongest, trained
 from bench.measure import ROOT, read_csv
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig
@@ -55,6 +55,14 @@ def test_a_failure_is_told_by_labels(confusion: list[list[int]], told: str) -> N
 def test_the_code_that_took_a_factor_up_is_found() -> None:
     correlations = {"c1": {"slant": 0.1, "width": -0.9, "shape": None}, "c2": {"slant": -0.8, "width": 0.2}}
     assert strongest(correlations) == {"slant": 0.8, "width": 0.9}
+
+
+def test_the_distance_of_frequencies_is_total_variation_over_matched_labels() -> None:
+    confusion = [[0, 6], [4, 0]]  # label 0 has 60 %, and value 1 is it
+    assert distance([0.4, 0.6], [1, 0], confusion) == pytest.approx(0)
+    assert distance([0.5, 0.5], [1, 0], confusion) == pytest.approx(0.1)
+    assert distance([0.2, 0.3, 0.5], [1, 0, -1], confusion) == pytest.approx(0.5)
+    assert distance([1.0], [0], confusion) == pytest.approx(0.4)
 
 
 def test_rows_of_the_same_run_replace_each_other_and_new_columns_are_taken_in(tmp_path: Path) -> None:
@@ -130,12 +138,13 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_command", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
-        '{"information": {"c1": 2.25}, "clusterings": {"c1": {"error": 0.1, "confusion": [[1, 0], [1, 0]]}}, '
+        '{"information": {"c1": 2.25}, "clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
         "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
+        "frequencies/c1/distance": "0",
         "failure": "0 and 1 share a value", "images_per_second": "100",
     }  # fmt: skip
 

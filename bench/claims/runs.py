@@ -18,7 +18,7 @@ from bench.measure import ROOT, significant
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
-from fastinfogan.metrics.evaluation import Group
+from fastinfogan.metrics.evaluation import QUICK, Group
 
 SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
 
@@ -56,19 +56,34 @@ def trained(config: TrainConfig, folder: Path) -> Path:
 
 def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str, str]:
     """Every number that ``groups`` yield, by its path in evaluation.json, and what went wrong with the categories."""
-    _command("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
+    if not set(groups) <= set(QUICK):  # with those every run ends
+        _command("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
     numbers = {name: significant(value) for name, value in _flat(found)}
     for group, table in (("traversal", "correlations"), ("strokes", "within")):
         for factor, rho in strongest((found.get(group) or {}).get(table, {})).items():
             numbers[f"{group}/best/{factor}"] = significant(rho)
-    failures = [failure(code["confusion"]) for code in found["clusterings"].values()]
+    codes = {
+        name: code for name, code in found["clusterings"].items() if code["confusion"]
+    }  # not of thousands of values
+    for name, code in codes.items():
+        shares = found.get("frequencies", {}).get(name) or [1 / len(code["matching"])] * len(code["matching"])
+        numbers[f"frequencies/{name}/distance"] = significant(distance(shares, code["matching"], code["confusion"]))
+    failures = [failure(code["confusion"]) for code in codes.values()]
     rates = [line["images_per_second"] for line in lines(run) if "images_per_second" in line]
     return {
         **numbers,
         **({"failure": "; ".join(filter(None, failures)) or "none"} if failures else {}),
         "images_per_second": significant(median(rates)),
     }
+
+
+def distance(shares: Sequence[float], matching: Sequence[int], confusion: Sequence[Sequence[int]]) -> float:
+    """Total variation between the frequencies of values and of the labels that they are matched to, in [0, 1]."""
+    images = sum(map(sum, confusion))
+    truth = [sum(row) / images for row in confusion]
+    apart = sum(abs(share - (truth[label] if label >= 0 else 0)) for share, label in zip(shares, matching, strict=True))
+    return (apart + sum(share for label, share in enumerate(truth) if label not in matching)) / 2
 
 
 def strongest(correlations: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
