@@ -53,7 +53,7 @@ class Checkpoint:
             if have != want:
                 raise UserError(
                     f"{self.path} is of another architecture: {name}.{key} is {have} in it and {want} in the networks "
-                    f"asked for: leave --tables, --noise and --codes as they were in the run"
+                    f"asked for: leave --tables, --noise, --codes and --learn-prior as they were in the run"
                 )
 
     def restore(self, name: str, module: torch.nn.Module) -> None:

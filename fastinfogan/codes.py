@@ -33,7 +33,7 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class Categorical:
-    """One categorical code of ``k`` equally likely values; entropy ln k nats."""
+    """One categorical code of ``k`` values, equally likely unless their prior is learnt; entropy at most ln k nats."""
 
     k: int
 
@@ -79,12 +79,15 @@ class LatentSpec:
     Continuous values keep the order of ``codes``; a ``Uniform(2)`` counts as two of them.
 
     Raises:
-        UserError: a negative ``noise``, an unknown prior, or a spec with no column at all.
+        UserError: a negative ``noise``, an unknown prior, a prior to be learnt of no category, or a spec with no column
+            at all.
     """
 
     noise: int = 62
     codes: tuple[Code, ...] = (Categorical(10), Uniform(2))
     noise_prior: Prior = "uniform"
+    learn_prior: bool = False
+    """The categories' frequencies are learnt with the generator (:mod:`fastinfogan.prior`) instead of being equal."""
 
     # Derived once, and as plain attributes: torch.compile traces those and not a cached_property.
     categorical: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -94,7 +97,7 @@ class LatentSpec:
     names: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """c1, c2, ...: the paper's numbering, categorical codes first, then each continuous value."""
     entropies: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    """H(c) in nats of each of ``names``: the ceiling of its mutual information bound."""
+    """H(c) in nats of each of ``names``: the ceiling of its bound. A learnt prior has its own, which is not higher."""
     dim: int = field(init=False, repr=False, compare=False)
     """Columns of the generator's input."""
     head_dim: int = field(init=False, repr=False, compare=False)
@@ -110,6 +113,8 @@ class LatentSpec:
         if self.noise == 0 and not self.codes:
             raise UserError("a generator needs an input: give it noise columns, codes, or both")
         categorical = tuple(code.k for code in self.codes if isinstance(code, Categorical))
+        if self.learn_prior and not categorical:
+            raise UserError("there is no categorical code whose prior could be learnt: add cat:K, or learn no prior")
         continuous: list[Prior] = []
         for code in self.codes:
             if not isinstance(code, Categorical):

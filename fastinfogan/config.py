@@ -50,6 +50,8 @@ class TrainConfig:
     """The latent code, any mix of cat:K, uniform:N and gaussian:N."""
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
+    learn_prior: bool = False
+    """Learn how frequent each category is, for data whose classes are not; without it all are equally frequent."""
 
     categorical_weight: float = 1.0
     """Lambda of the mutual information of categorical codes."""
@@ -111,8 +113,10 @@ class TrainConfig:
 
     @property
     def spec(self) -> LatentSpec:
-        """The latents that ``noise``, ``codes`` and ``noise_prior`` describe."""
-        return LatentSpec(self.noise, tuple(parse_code(code) for code in self.codes), self.noise_prior)
+        """The latents that ``noise``, ``codes``, ``noise_prior`` and ``learn_prior`` describe."""
+        return LatentSpec(
+            self.noise, tuple(parse_code(code) for code in self.codes), self.noise_prior, self.learn_prior
+        )
 
     @property
     def network_tables(self) -> Tables:
@@ -153,6 +157,11 @@ class TrainConfig:
             raise UserError(
                 f"--invariance {self.invariance} moves Q and the trunk in the D phase: "
                 f"add --trunk-mi, or give --invariance 0"
+            )
+        if self.learn_prior and not self.invariance:
+            raise UserError(
+                "--learn-prior follows Q's categories on real images, which only the invariance term holds together: "
+                "add --invariance 2, or leave out --learn-prior"
             )
         if not 0 < self.q_share <= 1:
             raise UserError(f"--q-share must be above 0 and at most 1, got {self.q_share}")

@@ -18,8 +18,9 @@ from fastinfogan import ops
 from fastinfogan.codes import LatentSpec
 from fastinfogan.metrics.images import as_pixels
 from fastinfogan.networks import Generator
-from fastinfogan.ops import sample_latents, unpack_codes
+from fastinfogan.ops import unpack_codes
 from fastinfogan.ops.philox import FIGURES
+from fastinfogan.prior import draw_latents
 
 ROWS = COLUMNS = 10
 CONTINUOUS_VALUES = tuple(-2.0 + 4.0 * i / 9 for i in range(10))
@@ -115,17 +116,23 @@ def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, entropy in zip(spec.names, spec.entropies, strict=True):
-        (line,) = axes.plot([r["step"] for r in records], [r[f"mi/{name}"] for r in records], label=name)
-        axes.axhline(entropy, color=line.get_color(), linestyle="--", linewidth=0.8)
+        steps = [r["step"] for r in records]
+        (line,) = axes.plot(steps, [r[f"mi/{name}"] for r in records], label=name)
+        ceiling = [r[f"entropy/{name}"] for r in records if f"entropy/{name}" in r]
+        if ceiling:  # of a learnt prior, which moves
+            axes.plot(steps, ceiling, color=line.get_color(), linestyle="--", linewidth=0.8)
+        else:
+            axes.axhline(entropy, color=line.get_color(), linestyle="--", linewidth=0.8)
     axes.set(xlabel="iteration", ylabel="mutual information bound, nats (dashed: H(c))")
     axes.legend()
     return figure
 
 
+@torch.no_grad()
 def latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> torch.Tensor:
     """The generator's inputs of every picture: ``[rows, spec.dim]``, the same for every call with ``seed``."""
     device = next(generator.parameters()).device
-    return sample_latents(spec, rows, seed=seed, step=0, stream=FIGURES, device=device).z
+    return draw_latents(spec, rows, generator.prior, seed=seed, step=0, stream=FIGURES, device=device).z
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
+from fastinfogan.prior import LearnedPrior
 
 Activation = Literal["lrelu", "relu", "sigmoid", "tanh", "none"]
 Kind = Literal["conv", "fc", "up"]
@@ -215,11 +216,15 @@ class Blocks(nn.ModuleList):
 
 
 class Generator(nn.Module):
-    """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``."""
+    """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``.
+
+    prior: what its categories are to be drawn from, where that is learnt with it; None where all are equally frequent.
+    """
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
         self.blocks = _blocks(tables.generator, (spec.dim, 1), "relu")
+        self.prior = LearnedPrior(spec) if spec.learn_prior else None
         initialise(self)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ One term is not the paper's and is off unless asked for. Nothing in L_I ties a c
 image, and on MNIST a category often ends up as a slant of two digits. ``invariance`` adds to the D phase, on the real
 batch, that Q gives an image and the same image turned, scaled or shifted a little the same category, and uses all
 categories as often as the prior of c does: each view's answers, balanced over the batch, are the targets of the other's
-(Caron et al. 2020, SwAV). What else was tried is in bench/NOTES.md. The continuous codes have no part in it.
+(Caron et al. 2020, SwAV). What else was tried is in bench/NOTES.md. The continuous codes have no part in it. Where the
+prior is learnt (:mod:`fastinfogan.prior`) the categories' use may differ from it, and it follows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from fastinfogan.networks import Discriminator, Generator
 from fastinfogan.ops import head_loss
 from fastinfogan.optimiser import adam_for
 from fastinfogan.precision import Precision
+from fastinfogan.prior import LearnedPrior
 
 SHARPNESS = 0.5  # of the balanced answers: below 1 they are surer than Q is, and so lead it
+PULL = 0.5  # of the learnt prior's shares on such answers: 0 is none, 1 allows no others
+Average = Callable[[list[torch.Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Descent:
     learning_rate: float | torch.Tensor
     betas: tuple[float, float]
     copies: Mapping[nn.Parameter, torch.Tensor] | None = None
-    average: Callable[[list[torch.Tensor]], None] | None = None
+    average: Average | None = None
 
 
 class Phase:
@@ -127,7 +131,10 @@ class DiscriminatorPhase(Phase):
         descent: Descent,
         precision: Precision,
         scaler: torch.amp.GradScaler,
+        prior: LearnedPrior | None = None,
     ) -> None:
+        """``prior``: the generator's, where it is to follow the categories of the real images."""
+        self.prior = prior
         parameters = [*discriminator.trunk.parameters(), *discriminator.adversarial_head.parameters()]
         if objective.trunk_mi:
             parameters += discriminator.recognition_head.parameters()
@@ -168,13 +175,21 @@ class DiscriminatorPhase(Phase):
             outputs.append(recognition)
             gradients.append(on_fakes)
         if warped is not None:
-            value, on_images, on_warped = invariance(
-                self.spec, answers[0], answers[2], self.objective.invariance, self.loss_scale(), self.average
-            )
+            value, on_images, on_warped = self._agreement(answers[0], answers[2])
             gradients[1] = torch.cat([on_images, on_fakes, on_warped])
             statistics = torch.cat([statistics, value])
         self.descend(outputs, gradients)
         return statistics
+
+    def _agreement(
+        self, on_images: torch.Tensor, on_warped: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The invariance term of Q's outputs on the real images and their warps; a learnt prior then follows Q."""
+        weight, prior = self.objective.invariance, self.prior
+        found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, prior)
+        if prior is not None:
+            prior.follow(on_images, self.average)
+        return found
 
 
 def invariance(
@@ -183,14 +198,16 @@ def invariance(
     other: torch.Tensor,
     weight: float,
     loss_scale: torch.Tensor | None = None,
-    average: Callable[[list[torch.Tensor]], None] | None = None,
+    average: Average | None = None,
+    prior: LearnedPrior | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How well the categories of two Q outputs ``[n, spec.head_dim]`` on two views of the same images agree.
 
     With p, q the softmaxes of the two and a, b their :func:`balanced` answers, the mean over rows of
     (-sum b log p - sum a log q) / 2, summed over the codes: float32 ``[1]``, nats. With it the gradients of ``weight *
     loss_scale`` times it with respect to ``one`` and ``other``, in their dtype; a and b are constants, so that
-    d / d logits of p = (p - b) / 2n. ``average`` lets several processes balance over all their rows.
+    d / d logits of p = (p - b) / 2n. ``average`` lets several processes balance over all their rows. Where a ``prior``
+    is learnt, a and b are :func:`leaning` towards it.
     """
     gradients = [torch.zeros_like(outputs, dtype=torch.float32) for outputs in (one, other)]
     total = gradients[0].new_zeros(1)
@@ -198,7 +215,11 @@ def invariance(
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
         logits = [outputs[:, columns].float() for outputs in (one, other)]
-        targets = [balanced(own, average) for own in logits][::-1]
+        if prior is None:
+            targets = [balanced(own, average) for own in logits][::-1]
+        else:
+            log_shares = prior.probabilities()[code].clamp_min(1e-12).log()
+            targets = [leaning(own, log_shares, average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
             log_probability = torch.log_softmax(own, 1)
             total -= (target * log_probability).sum() / (2 * len(own))
@@ -206,9 +227,7 @@ def invariance(
     return total, gradients[0].to(one.dtype), gradients[1].to(other.dtype)
 
 
-def balanced(
-    logits: torch.Tensor, average: Callable[[list[torch.Tensor]], None] | None = None, rounds: int = 4
-) -> torch.Tensor:
+def balanced(logits: torch.Tensor, average: Average | None = None, rounds: int = 4) -> torch.Tensor:
     """Distributions ``[n, k]`` over categories, as near to the softmax of ``logits / SHARPNESS`` as can be if all
     categories share the rows equally: Sinkhorn's alternating normalisation of columns and rows, which ends with rows.
 
@@ -217,13 +236,40 @@ def balanced(
     """
     scores = logits / SHARPNESS
     for _ in range(rounds):
-        shares = torch.logsumexp(scores, 0)
-        if average:
-            shares.exp_()
-            average([shares])
-            shares.log_()
-        scores = torch.log_softmax(scores - shares, 1)
+        scores = torch.log_softmax(scores - _log_shares(scores, average), 1)
     return scores.exp()
+
+
+def leaning(
+    logits: torch.Tensor, log_shares: torch.Tensor, average: Average | None = None, rounds: int = 4
+) -> torch.Tensor:
+    """:func:`balanced` answers for categories that need not have exactly the shares exp(``log_shares``) ``[k]`` of the
+    rows, and only lean towards them.
+
+    Source: Chizat et al. 2018, Scaling algorithms for unbalanced transport problems.
+
+    1. The answers are exp(s_ij + v_j - r_i) with scores s = ``logits`` / SHARPNESS, and r such that rows sum to 1.
+       Columns sum to n p_j, for n rows and shares p, where v_j = ln(n p_j) - ln sum over i of exp(s_ij - r_i).
+    2. Columns that may differ, at the cost of rho times their KL divergence from n p_j where the answers' entropy
+       counts 1, have rho / (1 + rho) = PULL times that. So v_j is bounded by how far a category is from its share: it
+       moves rows that hesitate and none that Q is sure of, as exact shares do at any price.
+    3. The sum in it is the answers' column over exp(v_j); what all columns have in common, ln n, is nothing to a row.
+    """
+    scores = logits / SHARPNESS
+    pull = torch.zeros_like(log_shares)
+    for _ in range(rounds):
+        pull = PULL * (log_shares + pull - _log_shares(torch.log_softmax(scores + pull, 1), average))
+    return torch.softmax(scores + pull, 1)
+
+
+def _log_shares(scores: torch.Tensor, average: Average | None) -> torch.Tensor:
+    """ln of the columns' sums of exp(``scores``), or, over several processes, of the means of those."""
+    shares = torch.logsumexp(scores, 0)
+    if average:
+        shares.exp_()
+        average([shares])
+        shares.log_()
+    return shares
 
 
 class GeneratorPhase(Phase):
@@ -239,6 +285,7 @@ class GeneratorPhase(Phase):
         precision: Precision,
         scaler: torch.amp.GradScaler,
     ) -> None:
+        self.prior = generator.prior
         parameters = list(generator.parameters())
         self.frozen = list(discriminator.parameters())
         if not objective.trunk_mi:
@@ -247,7 +294,11 @@ class GeneratorPhase(Phase):
         super().__init__(parameters, discriminator, spec, objective, descent, precision, scaler)
 
     def update(self, fakes: torch.Tensor, latents: Latents) -> torch.Tensor:
-        """One step through D and Q on ``fakes`` that carry G's graph; returns head_loss's statistics."""
+        """One step through D and Q on ``fakes`` that carry G's graph.
+
+        Returns head_loss's statistics; where the prior is learnt, with its H(c) in the information and behind it all,
+        as the D phase has left it.
+        """
         discriminator = self.discriminator
         with _passed_through(self.frozen), self.precision.autocast():
             features = discriminator.features(fakes)
@@ -265,7 +316,11 @@ class GeneratorPhase(Phase):
             loss_scale=self.loss_scale(),
         )
         self.descend([fake_logits, recognition], loss.gradients[1:])
-        return loss.statistics
+        if self.prior is None:
+            return loss.statistics
+        n_codes = len(self.spec.names)
+        rest, information = loss.statistics.split([len(loss.statistics) - n_codes, n_codes])
+        return torch.cat([rest, self.prior.corrected(information), self.prior.entropies()])
 
 
 @contextmanager

@@ -30,10 +30,11 @@ from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
 from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
-from fastinfogan.ops import native, sample_latents
+from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
 from fastinfogan.precision import Precision
+from fastinfogan.prior import draw_latents
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.run_metrics import Metrics
 from fastinfogan.warp import random_affine
@@ -93,7 +94,7 @@ class Trainer:
             for rate in (self.rates.unbind() if config.decay else (config.lr_d, config.lr_g))
         )
         self.discriminator_phase = DiscriminatorPhase(
-            self.discriminator, self.spec, config.objective, d_descent, precision, self.scaler
+            self.discriminator, self.spec, config.objective, d_descent, precision, self.scaler, self.generator.prior
         )
         self.generator_phase = GeneratorPhase(
             self.generator, self.discriminator, self.spec, config.objective, g_descent, precision, self.scaler
@@ -101,6 +102,8 @@ class Trainer:
         names = ["loss/d", "loss/d_real", "loss/d_fake", *(["loss/invariance"] if config.invariance else [])]
         names += ["loss/g", "loss/g_real", "loss/g_fake"]
         names += [f"loss/{name}" for name in self.spec.names] + [f"mi/{name}" for name in self.spec.names]
+        if config.learn_prior:
+            names += [f"entropy/{name}" for name in self.spec.names[: len(self.spec.categorical)]]
         self.metrics = Metrics(names, device, ranks)
         self.evaluations = Evaluations(config, run)
         self.capture_in(None if capture.obstacle(config.capture, precision) else capture.CudaGraph(device))
@@ -144,16 +147,16 @@ class Trainer:
         self.clock += 1
 
     def draw(self, step: int | torch.Tensor) -> Latents:
-        """This process's latents of ``step``: a pure function of the seed and the step."""
+        """This process's latents of ``step``: a pure function of the seed, the step and a prior that is learnt."""
         plan = self.batches.plan
-        return sample_latents(
+        return draw_latents(
             self.spec,
             plan.batch,
+            self.generator.prior,
             seed=self.seed,
             step=step,
             row_offset=plan.first_row,
             device=self.precision.device,
-            dtype=torch.float32,
         )
 
     def warp(self, images: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -233,7 +236,7 @@ class Trainer:
 
     def _line(self, values: dict[str, float], rate: float) -> str:
         information = "  ".join(
-            f"{name} {values[f'mi/{name}']:.2f}/{entropy:.2f}"
+            f"{name} {values[f'mi/{name}']:.2f}/{values.get(f'entropy/{name}', entropy):.2f}"
             for name, entropy in zip(self.spec.names, self.spec.entropies, strict=True)
         )
         d_loss = values["loss/d_real"] + values["loss/d_fake"]

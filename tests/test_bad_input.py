@@ -150,7 +150,7 @@ def test_resume_with_another_architecture_is_refused_and_changes_nothing(
 ) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     ended = command(train, "--resume", copied, "--iterations", "9", *flags)
-    assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise and --codes as they were")
+    assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise, --codes and --learn-prior")
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 

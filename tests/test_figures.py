@@ -25,6 +25,8 @@ CATEGORICAL = {0: 4, 1: 13}  # c1 and c2; c3 and c4 are continuous
 class Identity(nn.Module):
     """A generator whose image is its latents."""
 
+    prior = None
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
@@ -141,6 +143,17 @@ def test_the_curve_shows_every_code_and_its_ceiling(tmp_path: Path) -> None:
         assert curve.get_ydata() == pytest.approx([s / 10 * (i + 1) for s in (1, 2, 3)])
         assert set(ceiling.get_ydata()) == {entropy}
     assert "nats" in axes.get_ylabel()
+
+
+def test_the_ceiling_of_a_learnt_prior_is_the_curve_of_its_entropy(tmp_path: Path) -> None:
+    values = {f"mi/c{i}": 0.5 for i in (1, 2, 3, 4)}
+    lines = [{"step": s, "mi/total": 2, "entropy/c1": 1.4 - s / 10, "entropy/c2": 2.5, **values} for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = curves_figure(tmp_path / "metrics.jsonl", SPEC).axes
+    ceilings = axes.get_lines()[1::2]
+    assert ceilings[0].get_xdata().tolist() == [1, 2, 3]
+    assert ceilings[0].get_ydata() == pytest.approx([1.3, 1.2, 1.1]) and set(ceilings[1].get_ydata()) == {2.5}
+    assert set(ceilings[2].get_ydata()) == {SPEC.entropies[2]}
 
 
 def test_an_interpolation_runs_straight_from_end_to_end() -> None:

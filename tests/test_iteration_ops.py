@@ -29,6 +29,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "trunk gets MI": {},
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4")},
     "invariance": {"invariance": 1.0},
+    "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
     "plain GAN": {"generator_mi": False, "trunk_mi": False},
 }
 

@@ -142,6 +142,8 @@ def test_test_labels_choose_nothing(order: list[int]) -> None:
 class Identity(nn.Module):
     """A generator whose image is its latents."""
 
+    prior = None
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
@@ -246,8 +248,8 @@ def test_the_bound_is_a_function_of_the_seed_and_leaves_the_networks_alone(tiny_
 
 def test_the_evaluation_draws_what_training_never_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     streams: set[int] = set()
-    draw = information.sample_latents
-    monkeypatch.setattr(information, "sample_latents", lambda *a, **k: (streams.add(k["stream"]), draw(*a, **k))[1])
+    draw = information.draw_latents
+    monkeypatch.setattr(information, "draw_latents", lambda *a, **k: (streams.add(k["stream"]), draw(*a, **k))[1])
     bound(MIXED, exact(MIXED, 1.0))
     assert streams == {3}  # training's is 0
 

@@ -49,6 +49,8 @@ SPEC = LatentSpec(1, (Categorical(2), Uniform(2), Gaussian(1)))
 class Known(nn.Module):
     """c2 is the azimuth from 90 to 270 degrees, c3 the darkness, c4 nothing."""
 
+    prior = None
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))

@@ -89,8 +89,9 @@ def fp16_trains_here() -> bool:
         {},
         {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
         {"invariance": 0.5, "continuous_weight": 0.1},
+        {"learn_prior": True, "invariance": 0.5},
     ],
-    ids=["trunk gets MI", "Q learns with G", "invariance"],
+    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior"],
 )
 def test_resumed_run_is_bitwise_the_unbroken_one(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
@@ -463,14 +464,14 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("invariance", [0.0, 1.0])
+@pytest.mark.parametrize("changes", [{}, {"invariance": 1.0}, {"invariance": 1.0, "learn_prior": True}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nothing_in_an_iteration_reads_a_tensor_on_the_host(
-    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, invariance: float
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
 ) -> None:
     if dtype == torch.float16 and not fp16_trains_here():
         pytest.skip("this CPU has no float16 convolutions")
-    made = make_trainer(tiny_config(invariance=invariance), tmp_path, dtype)
+    made = make_trainer(tiny_config(**changes), tmp_path, dtype)
     with no_host_reads():
         for step in range(6):  # an epoch is five
             with Watch() if step else contextlib.nullcontext():

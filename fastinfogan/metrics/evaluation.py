@@ -40,6 +40,8 @@ QUICK: tuple[Group, ...] = ("information", "clustering")
 class Evaluation:
     """information: nats per code and total; the rest by group, None (or empty) where it was not asked for.
 
+    entropies: H(c) of each code. frequencies: of each value of a categorical code, where the prior is learnt.
+
     clusterings: per categorical code, and "joint" of all together where there are several. missing: why a group was
     left out.
     """
@@ -54,6 +56,7 @@ class Evaluation:
     strokes: Strokes | None = None
     probe: Probe | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    frequencies: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def information_shares(self) -> dict[str, float]:
@@ -82,6 +85,7 @@ class Evaluation:
             for name, share in self.information_shares.items():
                 lines.append(f"  {name:<6}{self.information[name]:7.3f} of {self.entropies[name]:.3f}  ({share:6.1%})")
             lines.append(f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images")
+        lines += self._frequency_lines()
         if self.clusterings:
             lines.append("argmax Q(c|x) on the real images of the test split:")
             for name, found in self.clusterings.items():
@@ -95,6 +99,16 @@ class Evaluation:
             lines += group.lines() if group else []
         lines += [f"{group} not measured: {reason}" for group, reason in self.missing.items()]
         return "\n".join(lines)
+
+    def _frequency_lines(self) -> list[str]:
+        """What the learnt prior has found, above the labels that the values are matched to where there are labels."""
+        lines = ["learnt frequencies of the values, %:"] if self.frequencies else []
+        for name, shares in self.frequencies.items():
+            lines.append(f"  {name:<6}" + "".join(f"{100 * share:6.1f}" for share in shares))
+            if name in self.clusterings:
+                labels = ("-" if label < 0 else str(label) for label in self.clusterings[name].matching)
+                lines.append("  label " + "".join(f"{label:>6}" for label in labels))
+        return lines
 
 
 def evaluate(
@@ -124,8 +138,14 @@ def evaluate(
         if group in groups and group not in lacks:
             found["clusterings" if group == "clustering" else group] = _MEASURES[group](subject)
     missing = {str(group): reason for group, reason in lacks.items() if group not in QUICK}
-    entropies = dict(zip(config.spec.names, config.spec.entropies, strict=True))
-    return Evaluation(step=step, entropies=entropies, missing=missing, **found)
+    names = config.spec.names
+    entropies, frequencies = dict(zip(names, config.spec.entropies, strict=True)), {}
+    if (prior := generator.prior) is not None:
+        entropies |= zip(names, prior.entropies().tolist(), strict=False)
+        frequencies = {
+            name: probabilities.tolist() for name, probabilities in zip(names, prior.probabilities(), strict=False)
+        }
+    return Evaluation(step=step, entropies=entropies, missing=missing, frequencies=frequencies, **found)
 
 
 def lacking(subject: Subject, group: Group) -> str | None:

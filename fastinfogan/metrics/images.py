@@ -13,8 +13,9 @@ import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.networks import Generator
-from fastinfogan.ops import image_batch, sample_latents
+from fastinfogan.ops import image_batch
 from fastinfogan.ops.philox import EVALUATION
+from fastinfogan.prior import draw_latents
 
 BATCH = 500
 
@@ -57,9 +58,10 @@ def render(generator: Generator, z: torch.Tensor, image_range: Range) -> torch.T
     return pixels
 
 
+@torch.no_grad()
 def generated(generator: Generator, spec: LatentSpec, n: int, *, seed: int, image_range: Range) -> Generated:
     """``n`` images of latents from the evaluation stream, which training never draws."""
     device = next(generator.parameters()).device
-    latents = sample_latents(spec, n, seed=seed, step=0, stream=EVALUATION, device=device)
+    latents = draw_latents(spec, n, generator.prior, seed=seed, step=0, stream=EVALUATION, device=device)
     pixels = render(generator, latents.z, image_range)
     return Generated(pixels, latents.categories.cpu(), latents.continuous.cpu())

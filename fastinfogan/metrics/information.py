@@ -1,7 +1,8 @@
 """The variational lower bound of the mutual information I(c; G(z, c)), per code, in nats (paper, Eq. 4).
 
-H(c) + E[log Q(c|x)]: at most ln K for a categorical code. For a continuous code Q's density is at most 1 (see
-:mod:`fastinfogan.ops.head_loss`), so that its bound is at most H(c) as well: ln 2 on U(-1, 1).
+H(c) + E[log Q(c|x)]: at most ln K for a categorical code, and less where the learnt prior that it is drawn from is not
+uniform. For a continuous code Q's density is at most 1 (see :mod:`fastinfogan.ops.head_loss`), so that its bound is at
+most H(c) as well: ln 2 on U(-1, 1).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.networks import Discriminator, Generator
-from fastinfogan.ops import head_loss, sample_latents
+from fastinfogan.ops import head_loss
 from fastinfogan.ops.philox import EVALUATION
+from fastinfogan.prior import draw_latents
 
 BATCH = 500
 
@@ -30,7 +32,10 @@ def information_bound(
     was_training = generator.training
     generator.eval()
     n_batches = max(1, samples // BATCH)
-    draws = [sample_latents(spec, BATCH, seed=seed, step=i, stream=EVALUATION, device=device) for i in range(n_batches)]
+    draws = [
+        draw_latents(spec, BATCH, generator.prior, seed=seed, step=i, stream=EVALUATION, device=device)
+        for i in range(n_batches)
+    ]
     judge = recalibrated(discriminator, (generator(latents.z) for latents in draws[: max(1, n_batches // 4)]))
     total = torch.zeros(len(spec.names), device=device, dtype=torch.float64)
     for latents in draws:
@@ -45,5 +50,8 @@ def information_bound(
         )
         total += loss.information
     generator.train(was_training)
-    bounds = (total / n_batches).tolist()
+    means = total / n_batches
+    if generator.prior is not None:
+        means = generator.prior.corrected(means)
+    bounds = means.tolist()
     return {**dict(zip(spec.names, bounds, strict=True)), "total": sum(bounds)}

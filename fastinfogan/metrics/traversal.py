@@ -20,8 +20,9 @@ from fastinfogan.metrics.images import Range, render
 from fastinfogan.metrics.representation import Floats, r2, targets, unrolled, varying
 from fastinfogan.metrics.strokes import rank_correlation
 from fastinfogan.networks import Generator
-from fastinfogan.ops import sample_latents, traversal
+from fastinfogan.ops import traversal
 from fastinfogan.ops.philox import EVALUATION
+from fastinfogan.prior import draw_latents
 
 ROWS, VALUES = 200, 21
 FIT_IMAGES, EPOCHS = 20_000, 4
@@ -113,6 +114,7 @@ class FactorReader:
         }
 
 
+@torch.no_grad()
 def traversal_truth(
     reader: FactorReader,
     held_out: dict[str, float],
@@ -129,7 +131,7 @@ def traversal_truth(
     open where the correlation is largest.
     """
     device = next(generator.parameters()).device
-    drawn = sample_latents(spec, ROWS, seed=seed, step=1, stream=EVALUATION, device=device)
+    drawn = draw_latents(spec, ROWS, generator.prior, seed=seed, step=1, stream=EVALUATION, device=device)
     noise = drawn.z[:, : spec.noise]
     correlations: dict[str, dict[str, float | None]] = {}
     for place, prior in enumerate(spec.continuous):

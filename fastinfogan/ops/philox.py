@@ -11,6 +11,7 @@ import torch
 
 # The stream is the top byte of the fourth counter word: one for each thing that draws.
 LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES, WARPS = range(6)
+PRIORS = 128  # is added to the stream of the latents whose categories a learnt prior draws
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
