@@ -138,7 +138,8 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_command", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
-        '{"information": {"c1": 2.25}, "clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '
+        '{"information": {"c1": 2.25}, '
+        '"clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
