@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from bench import plots
-from bench.claims import factors, imbalanced, mnist, report
+from bench.claims import drawn_sets, imbalanced, mnist, report
 from bench.claims.claim import Claim
 from bench.claims.runs import digest, judged, lines, trained
 from bench.measure import RESULTS, ROOT, announce, read_csv, significant, write_csv
@@ -23,7 +23,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import QUICK
 from fastinfogan.precision import choose_device
 
-CLAIMS = {**mnist.CLAIMS, **imbalanced.CLAIMS, **factors.CLAIMS}
+CLAIMS = {**mnist.CLAIMS, **imbalanced.CLAIMS, **drawn_sets.CLAIMS}
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ _TRUTH = (
 )
 _FACE_NUMBERS = tuple(best(name) for name in ("azimuth", "elevation", "light", "width"))
 _CHAIR_NUMBERS = tuple(best(name) for name in ("azimuth", "width"))
+_PLATE_NUMBERS = tuple(best(name) for name in ("plate light", "light", "tilt", "scale"))
+_SCORES = (
+    Number("disentanglement/factor_vae", "FactorVAE"),
+    Number("disentanglement/dci_disentanglement", "DCI"),
+    Number("disentanglement/mig", "MIG"),
+)
+_TOTAL = Number("information/total", "information, nats")
 
 CLAIMS = {
     "faces": Claim(
@@ -88,5 +95,42 @@ CLAIMS = {
         numbers=_CHAIR_NUMBERS,
         draw=_dots(_CHAIR_NUMBERS),
         prepare=drawn("chairs", 20_000),
+    ),
+    "svhn": Claim(
+        question="Figure 5: do continuous codes take up lighting of house numbers?",
+        protocol=_TRUTH,
+        variants={"the paper's": replace(PRESETS["svhn"], iterations=3000)},
+        seeds=SEEDS,
+        groups=("information", "traversal"),
+        numbers=(*_PLATE_NUMBERS, _TOTAL),
+        draw=_dots(_PLATE_NUMBERS),
+        prepare=drawn("svhn-like", 20_000),
+    ),
+    "celeba": Claim(
+        question="Figure 6: do ten categorical codes take up attributes of faces?",
+        protocol=(
+            "Cartoon faces in CelebA's layout, drawn by the project: they are not CelebA. DCI, modularity and FactorVAE "
+            "of Q's posteriors against the attributes, on images that no predictor was fitted on."
+        ),
+        variants={"the paper's": replace(PRESETS["celeba"], iterations=3000)},
+        seeds=SEEDS,
+        groups=("information", "disentanglement"),
+        numbers=(_TOTAL, Number("disentanglement/modularity", "modularity"), *_SCORES[:2]),
+        draw=_dots((_TOTAL, *_SCORES[:2])),
+        prepare=drawn("celeba-like", 20_000),
+    ),
+    "dsprites": Claim(
+        question="How disentangled are five continuous codes on sprites?",
+        protocol=(
+            "Sprites of three shapes, six scales, 40 angles and 32 x 32 places as in dSprites, drawn by the project and "
+            "a random part of the grid; 64 x 64. Published for dSprites, on all of it and with longer training: InfoGAN "
+            "FactorVAE .82, DCI .60, MIG .22, InfoGAN-CR .88, .71, .37 (Lin et al. 2020)."
+        ),
+        variants={"five uniform codes": replace(PRESETS["dsprites"], iterations=3000)},
+        seeds=SEEDS,
+        groups=("information", "disentanglement", "traversal"),
+        numbers=(*_SCORES, _TOTAL),
+        draw=_dots(_SCORES),
+        prepare=drawn("sprites", 40_000),
     ),
 }
