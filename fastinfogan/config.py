@@ -51,7 +51,7 @@ class TrainConfig:
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
     learn_prior: bool = False
-    """Learn how frequent each category is, for data whose classes are not; without it all are equally frequent."""
+    """Learn how frequent each category is, for classes of unequal frequency; needs --invariance. Off: all equally."""
 
     categorical_weight: float = 1.0
     """Lambda of the mutual information of categorical codes."""

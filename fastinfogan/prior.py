@@ -1,20 +1,21 @@
 """The prior of the categorical codes, learnt along with the networks: for data whose classes are not equally frequent.
 
-With c ~ Cat(K) uniform, G must make as many images of a rare class as of a frequent one or split the frequent one over
-several values; the second is what happens. A prior that can move (Ojha et al. 2020, Elastic-InfoGAN) needs a signal
-that says where to. Theirs is the gradient of G's loss through a Gumbel-Softmax sample of c; it was tried here and did
-not find the frequencies, nor did the unbiased estimate of the same gradient (figures in bench/NOTES.md): D and Q hardly
-tell how often a value should occur from how well G happens to draw it. What does is Q on real images:
+With c ~ Cat(K) uniform, G must make as many images of a rare class as of a frequent one, or split the frequent one
+over several values; the second is what happens. A prior that can move (Ojha et al. 2020, Elastic-InfoGAN) needs a
+signal that says where to. Theirs is the gradient of G's loss through a Gumbel-Softmax sample of c (Jang et al. 2017).
+It was tried here and did not find the frequencies, also where the categories were right already (bench/NOTES.md): it
+follows how well G happens to draw a value. What does find them is Q on real images:
 
 1. G is a mixture, p(x) = sum over k of p_k G_k(x), and Q, learnt on its samples, estimates the posterior Q(k|x) of the
-   component. Of the weights p alone, the likelihood of real images rises with the step of expectation maximisation,
+   component. With all else held, the likelihood of real images rises with the step of expectation maximisation,
    p_k <- mean over real x of Q(k|x), and stands still where p is that mean already.
-2. Images come in batches, so that p goes RATE of the way to the batch's mean at each iteration. No term of the loss and
-   no optimiser moves it: L_I = H(c) + E[log Q(c|x)] would pull p away from the data, for its H(c) is largest where p
-   is uniform, and E[log Q(c|x)] where it is a single value. As p changes, so does the H(c) that the bound is reported
-   with.
-3. Q's answers on real images are worth asking only where something other than G decides them, so that the option needs
-   the invariance term (:mod:`fastinfogan.objective`), whose targets then no longer use all values equally often.
+2. Images come in batches, so that p goes RATE of the way to the batch's mean at each iteration. No gradient and no
+   optimiser moves it: L_I = H(c) + E[log Q(c|x)] would pull it away from the data, H(c) towards equal frequencies and
+   E[log Q(c|x)] towards a single value. The bound that is reported counts the H(c) that p has.
+3. Q's answers on real images are worth asking only where real images take part in deciding them, so the option needs
+   the invariance term. Its answers lean towards p (:func:`fastinfogan.objective.leaning`): with exact shares of p
+   their mean hardly differs from p, whatever p is. And p is slow, for a category that is rare in p is also rare among
+   the answers: it stays nearly equal until the categories have found their images.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64, random_words
 
-RATE = 0.003  # some hundred iterations to follow: slower than the categories form, or the first ones take all
+RATE = 0.003  # 300 iterations to come two thirds of the way: a prior three times as fast lost half of the categories
 
 
 class LearnedPrior(nn.Module):

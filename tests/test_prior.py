@@ -240,7 +240,15 @@ def test_a_prior_of_nothing_is_refused() -> None:
     with pytest.raises(
         UserError, match="no categorical code whose prior could be learnt: add cat:K, or learn no prior"
     ):
-        TrainConfig(codes=("uniform:2",), learn_prior=True).check()
+        TrainConfig(codes=("uniform:2",), learn_prior=True, invariance=2.0).check()
+
+
+def test_a_prior_that_has_no_real_images_to_follow_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="^--learn-prior follows Q's categories on real images.* add --invariance 2, or"
+    ):
+        TrainConfig(learn_prior=True).check()
+    TrainConfig(learn_prior=True, invariance=2.0).check()
 
 
 def test_readings_count_the_entropy_of_the_prior(
