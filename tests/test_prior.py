@@ -245,7 +245,7 @@ def test_a_prior_of_nothing_is_refused() -> None:
 
 def test_a_prior_that_has_no_real_images_to_follow_is_refused() -> None:
     with pytest.raises(
-        UserError, match="^--learn-prior follows Q's categories on real images.* add --invariance 2, or"
+        UserError, match=r"^--learn-prior follows Q's categories on real images.* add --invariance 2, or"
     ):
         TrainConfig(learn_prior=True).check()
     TrainConfig(learn_prior=True, invariance=2.0).check()
