@@ -58,7 +58,7 @@ def test_an_unknown_benchmark_is_one_sentence_with_those_there_are() -> None:
     finished = subprocess.run([sys.executable, "-m", "bench", "stpe"], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 2
     assert finished.stderr.splitlines() == [
-        "error: there is no benchmark 'stpe': choose one of data, kernels, speedrun, step"
+        "error: there is no benchmark 'stpe': choose one of claims, data, kernels, speedrun, step"
     ]
 
 

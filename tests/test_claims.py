@@ -13,7 +13,7 @@ import pytest
 from bench.claims import command, report, runs
 from bench.claims.claim import Claim, Number
 from bench.claims.command import CLAIMS, current, keep, shrunk
-from bench.claims.runs import digest, distance, failure, judged, strongest, trained
+from bench.claims.runs import COMMIT, digest, distance, failure, judged, strongest, trained
 from bench.measure import ROOT, read_csv
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig
@@ -124,14 +124,15 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
     called: list[tuple[object, ...]] = []
     monkeypatch.setattr(runs, "_command", lambda *arguments: called.append(arguments))
     config = TrainConfig(iterations=8)
-    folder = trained(config, tmp_path)
+    folder = trained(config, tmp_path, "abc")
+    assert (folder / COMMIT).read_text() == "abc"
     assert called == [("train", "--config", folder / "start.json", "--run-dir", folder)]
     steps = {4: ("train", "--resume", folder), 8: None}
     for step, expected in steps.items():
         called.clear()
         monkeypatch.setattr(checkpoint, "newest", lambda _, step=step: folder / str(step))
         monkeypatch.setattr(checkpoint, "load", lambda _, step=step: type("Saved", (), {"step": step}))
-        assert trained(config, tmp_path) == folder
+        assert trained(config, tmp_path, "def") == folder and (folder / COMMIT).read_text() == "abc"
         assert called == ([expected] if expected else [])
 
 

@@ -16,7 +16,7 @@ import tyro
 from bench import plots
 from bench.claims import drawn_sets, imbalanced, mnist, report
 from bench.claims.claim import Claim
-from bench.claims.runs import digest, judged, lines, trained
+from bench.claims.runs import COMMIT, digest, judged, lines, trained
 from bench.measure import RESULTS, ROOT, announce, read_csv, significant, write_csv
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
@@ -48,9 +48,9 @@ class Options:
 
 def main() -> None:
     """Run what has no row yet, seed by seed; then tell the outcome of all rows."""
-    options = tyro.cli(Options, prog="python -m bench claims", description=__doc__)
+    asked = "\n".join(f"  {name:<12}{claim.question}" for name, claim in CLAIMS.items())
+    options = tyro.cli(Options, prog="python -m bench claims", description=f"{__doc__}\nClaims:\n\n{asked}")
     if options.name not in CLAIMS:
-        asked = "\n".join(f"  {name:<12}{claim.question}" for name, claim in CLAIMS.items())
         raise UserError(f"there is no claim {options.name!r}: choose one of\n{asked}")
     claim, folder, runs = CLAIMS[options.name], RESULTS / "claims", options.runs
     if options.quick:
@@ -66,8 +66,9 @@ def main() -> None:
             if not (options.again or options.quick) and _known(read_csv(out), identity):
                 continue
             print(f"{options.name}: {variant}, seed {seed}")
-            run = trained(config, runs)
-            keep(out, [identity | judged(run, claim.groups, config) | machine], identity)
+            run = trained(config, runs, machine["commit"])
+            own = {"commit": (run / COMMIT).read_text()}  # a run that claims share may be older than this claim
+            keep(out, [identity | judged(run, claim.groups, config) | machine | own], identity)
             if claim.curves:
                 keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
     rows = current(read_csv(out), claim)

@@ -109,8 +109,8 @@ CLAIMS = {
     "celeba": Claim(
         question="Figure 6: do ten categorical codes take up attributes of faces?",
         protocol=(
-            "Cartoon faces in CelebA's layout, drawn by the project: they are not CelebA. DCI, modularity and FactorVAE "
-            "of Q's posteriors against the attributes, on images that no predictor was fitted on."
+            "Cartoon faces in CelebA's layout, drawn by the project: they are not CelebA. DCI, modularity and "
+            "FactorVAE of Q's posteriors against the attributes, on images that no predictor was fitted on."
         ),
         variants={"the paper's": replace(PRESETS["celeba"], iterations=3000)},
         seeds=SEEDS,
@@ -122,9 +122,9 @@ CLAIMS = {
     "dsprites": Claim(
         question="How disentangled are five continuous codes on sprites?",
         protocol=(
-            "Sprites of three shapes, six scales, 40 angles and 32 x 32 places as in dSprites, drawn by the project and "
-            "a random part of the grid; 64 x 64. Published for dSprites, on all of it and with longer training: InfoGAN "
-            "FactorVAE .82, DCI .60, MIG .22, InfoGAN-CR .88, .71, .37 (Lin et al. 2020)."
+            "Sprites of three shapes, six scales, 40 angles and 32 x 32 places as in dSprites, drawn by the project, a "
+            "random part of the grid; 64 x 64. Published for dSprites, on all of it and with longer training: "
+            "InfoGAN FactorVAE .82, DCI .60, MIG .22, InfoGAN-CR .88, .71, .37 (Lin et al. 2020)."
         ),
         variants={"five uniform codes": replace(PRESETS["dsprites"], iterations=3000)},
         seeds=SEEDS,

@@ -20,6 +20,7 @@ from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import QUICK, Group
 
+COMMIT = "commit.txt"
 SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
 
 
@@ -34,8 +35,8 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def trained(config: TrainConfig, folder: Path) -> Path:
-    """The folder of the run of ``config`` below ``folder``, complete.
+def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
+    """The folder of the run of ``config`` below ``folder``, complete; it keeps the ``commit`` that started it.
 
     Raises:
         UserError: the training command failed.
@@ -48,6 +49,7 @@ def trained(config: TrainConfig, folder: Path) -> Path:
         run.mkdir(parents=True, exist_ok=True)
         start = run / "start.json"
         start.write_text(to_json(replace(config, run_dir=None)))
+        (run / COMMIT).write_text(commit)
         _command("train", "--config", start, "--run-dir", run)
     else:
         _command("train", "--resume", run)
