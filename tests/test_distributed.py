@@ -164,6 +164,9 @@ def test_a_global_batch_that_cannot_be_shared_is_told() -> None:
     with pytest.raises(UserError, match=r"--batch 128 is the global batch .* by 3 processes: choose a multiple of 3"):
         Ranks(rank=0, world=3).share(128)
     assert Ranks(rank=2, world=4).share(128) == 32
+    assert Ranks(rank=0, world=2).share(2) == 1
+    with pytest.raises(UserError, match=r"--batch 2 leaves each of 2 processes 1, .*choose a --batch of 4, or --sync"):
+        Ranks(rank=0, world=2).share(2, least=2)
 
 
 def test_one_gpu_for_several_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
