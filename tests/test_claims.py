@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +30,11 @@ def test_every_claim_can_be_run(name: str) -> None:
     for config in (*claim.variants.values(), *shrunk(claim).variants.values()):
         config.check()
     assert len({digest(config) for config in claim.variants.values()}) == len(claim.variants)
+
+
+def test_make_claims_runs_every_claim() -> None:
+    (listed,) = re.findall(r"for name in ([^;]*);", (ROOT / "Makefile").read_text())
+    assert listed.replace("\\", "").split() == list(CLAIMS)
 
 
 def test_a_run_is_named_by_what_it_computes() -> None:
