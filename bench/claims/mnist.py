@@ -94,7 +94,7 @@ CLAIMS = {
     "invariance": Claim(
         question="Beyond the paper: do categories that outlive small warps of real images become digits?",
         protocol=(
-            f"The quick start: --invariance 2, Q's share of the categorical weight 0.1, continuous weight 0.1, "
+            f"The quick start: --invariance 4, Q's share of the categorical weight 0.1, continuous weight 0.1, "
             f"learning rate of D 5e-4, learnt std. No labels. {_CATEGORIES} {_STROKES}"
         ),
         variants={"quick start": QUICK_START},
@@ -109,7 +109,7 @@ CLAIMS = {
         variants={
             "quick start": QUICK_START,
             "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0),
-            "weight 1 instead of 2": replace(QUICK_START, invariance=1.0),
+            "weight 2 instead of 4": replace(QUICK_START, invariance=2.0),
             "Q's share 1 instead of 0.1": replace(QUICK_START, q_share=1.0),
             "D's rate 2e-4 instead of 5e-4": replace(QUICK_START, lr_d=2e-4),
             "continuous weight 1 instead of 0.1": replace(QUICK_START, continuous_weight=1.0),
