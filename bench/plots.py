@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from bench.stopwatch import PHASES
 
 Row = Mapping[str, object]
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 def save(figure: Figure, csv: Path) -> None:
@@ -22,13 +24,13 @@ def save(figure: Figure, csv: Path) -> None:
 
 def kernels(rows: Sequence[Row]) -> Figure:
     """Microseconds of each backend against the batch: a panel per op and set of codes."""
-    ops, codes = _distinct(rows, "op"), _distinct(rows, "codes")
+    ops, codes = distinct(rows, "op"), distinct(rows, "codes")
     figure = Figure(figsize=(4 * len(codes), 2.6 * len(ops)), layout="constrained")
     panels = figure.subplots(len(ops), len(codes), squeeze=False)
     for line, op in enumerate(ops):
         for column, code in enumerate(codes):
             axes = panels[line][column]
-            _curves(axes, _only(rows, op=op, codes=code), "batch", "median", yscale="log")
+            _curves(axes, only(rows, op=op, codes=code), "batch", "median", yscale="log")
             axes.set(title=f"{op}, {code} codes", ylabel="µs")
     panels[0][0].legend()
     return figure
@@ -36,12 +38,12 @@ def kernels(rows: Sequence[Row]) -> Figure:
 
 def step(rows: Sequence[Row]) -> Figure:
     """Microseconds an image of each contestant and batch, phase by phase, and the floor as a line across its bar."""
-    presets = _distinct(rows, "preset")
-    bars = max(len(_only(rows, preset=preset)) for preset in presets)
+    presets = distinct(rows, "preset")
+    bars = max(len(only(rows, preset=preset)) for preset in presets)
     figure = Figure(figsize=(5.2 * len(presets), 0.9 + 0.36 * bars), layout="constrained")
     panels = figure.subplots(1, len(presets), squeeze=False)[0]
     for axes, preset in zip(panels, presets, strict=True):
-        of_preset = _only(rows, preset=preset)
+        of_preset = only(rows, preset=preset)
         batches = [_number(row, "batch") for row in of_preset]
         names = [f"{row['provider']}, {batch:g}" for row, batch in zip(of_preset, batches, strict=True)]
         ends = [0.0] * len(names)
@@ -75,10 +77,10 @@ def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
     """Error on the held-out images against seconds from the cold start: a line per run, a colour per contestant."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for colour, contestant in enumerate(_distinct(curves, "contestant")):
-        of_contestant = _only(curves, contestant=contestant)
-        for number, seed in enumerate(_distinct(of_contestant, "seed")):
-            run = _only(of_contestant, seed=seed)
+    for colour, contestant in enumerate(distinct(curves, "contestant")):
+        of_contestant = only(curves, contestant=contestant)
+        for number, seed in enumerate(distinct(of_contestant, "seed")):
+            run = only(of_contestant, seed=seed)
             seconds, errors = ([_number(row, name) for row in run] for name in ("seconds", "error"))
             label = str(contestant) if number == 0 else None
             axes.plot(seconds, [100 * e for e in errors], ".-", color=f"C{colour}", linewidth=0.9, label=label)
@@ -95,8 +97,8 @@ def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
 
 def _curves(axes: Axes, rows: Sequence[Row], x: str, y: str, *, yscale: str) -> None:
     """One line per provider over a doubling x."""
-    for provider in _distinct(rows, "provider"):
-        mine = _only(rows, provider=provider)
+    for provider in distinct(rows, "provider"):
+        mine = only(rows, provider=provider)
         axes.plot([_number(row, x) for row in mine], [_number(row, y) for row in mine], "o-", label=str(provider))
     ticks = sorted({_number(row, x) for row in rows})
     axes.set_xscale("log", base=2)
@@ -104,12 +106,13 @@ def _curves(axes: Axes, rows: Sequence[Row], x: str, y: str, *, yscale: str) -> 
     axes.set(xlabel=x, yscale=yscale)
 
 
-def _distinct(rows: Sequence[Row], key: str) -> list[object]:
+def distinct(rows: Sequence[Row], key: str) -> list[object]:
     """The values of ``key`` in the order in which they come."""
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _only(rows: Sequence[Row], **values: object) -> list[Row]:
+def only(rows: Sequence[AnyRow], **values: object) -> list[AnyRow]:
+    """The rows that have all of ``values``."""
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 

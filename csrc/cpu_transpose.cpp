@@ -18,6 +18,12 @@ constexpr int64_t BLOCK = 8;
 constexpr int64_t TILE_COLUMNS = 32;  // a cache line of each row is read whole
 constexpr int64_t TILE_ROWS = 512;    // and 1 kB of each of the 32 target rows written
 
+inline void by_value(const uint16_t* source, int64_t columns, uint16_t* target, int64_t rows, int64_t height,
+                     int64_t width) {
+    for (int64_t row = 0; row < height; ++row)
+        for (int64_t column = 0; column < width; ++column) target[column * rows + row] = source[row * columns + column];
+}
+
 #if defined(__SSE2__)
 inline void block(const uint16_t* source, int64_t columns, uint16_t* target, int64_t rows) {
     __m128i in[8], pair[8], four[8];
@@ -40,8 +46,7 @@ inline void block(const uint16_t* source, int64_t columns, uint16_t* target, int
 }
 #else
 inline void block(const uint16_t* source, int64_t columns, uint16_t* target, int64_t rows) {
-    for (int64_t column = 0; column < BLOCK; ++column)
-        for (int64_t row = 0; row < BLOCK; ++row) target[column * rows + row] = source[row * columns + column];
+    by_value(source, columns, target, rows, BLOCK, BLOCK);
 }
 #endif
 
@@ -52,20 +57,19 @@ FIG_OWN_FUNCTION void tile(const Transpose& op, int64_t first_row, int64_t first
         for (int64_t column = first_column; column < last_column; column += BLOCK) {
             const uint16_t* source = op.source + row * op.columns + column;
             uint16_t* target = op.target + column * op.rows + row;
-            if (row + BLOCK <= last_row && column + BLOCK <= last_column) {
+            const int64_t height = smaller(BLOCK, last_row - row), width = smaller(BLOCK, last_column - column);
+            if (height == BLOCK && width == BLOCK)
                 block(source, op.columns, target, op.rows);
-                continue;
-            }
-            for (int64_t i = 0; i < smaller(BLOCK, last_row - row); ++i)
-                for (int64_t j = 0; j < smaller(BLOCK, last_column - column); ++j)
-                    target[j * op.rows + i] = source[i * op.columns + j];
+            else
+                by_value(source, op.columns, target, op.rows, height, width);
         }
 }
 
 }  // namespace
 
 void transpose(const Transpose& op) noexcept {
-    const int64_t down = (op.rows + TILE_ROWS - 1) / TILE_ROWS, tiles = down * ((op.columns + TILE_COLUMNS - 1) / TILE_COLUMNS);
+    const int64_t down = (op.rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t tiles = down * ((op.columns + TILE_COLUMNS - 1) / TILE_COLUMNS);
     parallel_chunks(useful_threads(op.threads, tiles, op.rows * op.columns), tiles, [&](int64_t index, int) {
         tile(op, index % down * TILE_ROWS, index / down * TILE_COLUMNS);
     });

@@ -34,16 +34,14 @@ class Evaluations:
     def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
         self.config = config
         self.run = run
-        self._step = 0
         self._thread = ThreadPoolExecutor(1, "evaluation")
-        self._running: Future[Evaluation] | None = None
+        self._running: tuple[int, Future[Evaluation]] | None = None  # and the step that is evaluated
 
     def start(self, step: int, generator: Generator, discriminator: Discriminator, say: Say) -> None:
         """Evaluate both networks as they are now; they may be trained on at once."""
         from fastinfogan.metrics.evaluation import evaluate  # a second of imports that most runs need at their end only
 
         self.finish(say)
-        self._step = step
         device = next(generator.parameters()).device
         networks = copy.deepcopy((generator, discriminator))
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -56,25 +54,25 @@ class Evaluations:
             with torch.cuda.stream(stream):
                 return evaluate(self.config, *networks, step)
 
-        self._running = self._thread.submit(work)
+        self._running = step, self._thread.submit(work)
 
     def log_finished(self, say: Say) -> None:
         """Log an evaluation that is done; waits for none."""
-        if self._running is None or not self._running.done():
+        if self._running is None or not self._running[1].done():
             return
-        done, self._running = self._running, None
+        (step, done), self._running = self._running, None
         try:
             found = done.result()
         except UserError as error:
-            say(f"step {self._step} could not be evaluated, training goes on: {error}")
+            say(f"step {step} could not be evaluated, training goes on: {error}")
             return
         values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
         for name, clustering in found.clusterings.items():
             values |= {f"eval/error/{name}": clustering.error, f"eval/nmi/{name}": clustering.nmi}
-        self.run.log(found.step, values)
+        self.run.log(step, values)
 
     def finish(self, say: Say) -> None:
         """Wait for the evaluation under way, and log it."""
         if self._running is not None:
-            self._running.exception()
+            self._running[1].exception()
         self.log_finished(say)

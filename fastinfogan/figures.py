@@ -128,7 +128,6 @@ def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
     return figure
 
 
-@torch.no_grad()
 def latents(generator: Generator, spec: LatentSpec, rows: int, seed: int) -> torch.Tensor:
     """The generator's inputs of every picture: ``[rows, spec.dim]``, the same for every call with ``seed``."""
     device = next(generator.parameters()).device

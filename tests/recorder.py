@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastinfogan.trainer import Trainer
+
 WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
 NO_LAUNCH = ("prim", "profiler")
 
@@ -90,3 +92,17 @@ class _Recording(TorchDispatchMode):
         )
         self.recorder.calls.append((func, args, kwargs, results))
         return results
+
+
+def captured(made: Trainer) -> tuple[Trainer, Recorder]:
+    """``made`` with its coming iterations in a recorder."""
+    recorder = Recorder()
+    made.capture_in(recorder)
+    return made, recorder
+
+
+def assert_same_state(one: Trainer, other: Trainer) -> None:
+    """All that the next iteration depends on is the same, bit for bit."""
+    others = other.state()
+    for name, tensor in one.state().items():
+        assert torch.equal(tensor, others[name]), name

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from recorder import Recorder, memory
+from recorder import Recorder, assert_same_state, captured, memory
 
 from fastinfogan import capture, checkpoint, data
 from fastinfogan.capture import WARM_UP, CudaGraph, Replayed, obstacle
@@ -31,18 +31,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def quiet(_: str) -> None:
     """Where the lines of a run go."""
-
-
-def captured(made: Trainer) -> tuple[Trainer, Recorder]:
-    recorder = Recorder()
-    made.capture_in(recorder)
-    return made, recorder
-
-
-def assert_same_state(one: Trainer, other: Trainer) -> None:
-    others = other.state()
-    for name, tensor in one.state().items():
-        assert torch.equal(tensor, others[name]), name
 
 
 @pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=list(OBJECTIVES))

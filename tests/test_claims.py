@@ -128,7 +128,7 @@ def test_figures_hold_every_run() -> None:
 
 def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[object, ...]] = []
-    monkeypatch.setattr(runs, "_command", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(runs, "run_module", lambda *arguments: called.append(arguments))
     config = TrainConfig(iterations=8)
     folder = trained(config, tmp_path, "abc")
     assert (folder / COMMIT).read_text() == "abc"
@@ -143,7 +143,7 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
 
 
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_command", lambda *_: None)
+    monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
         '{"information": {"c1": 2.25}, '
         '"clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '

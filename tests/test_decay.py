@@ -7,23 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorder import assert_same_state, captured
 
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.trainer import Trainer
-from tests.recorder import Recorder
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTrainer = Callable[..., Trainer]
 ITERATIONS, DECAY = 10, 0.5
 FACTORS = [1.0] * 6 + [0.8, 0.6, 0.4, 0.2]  # of the rates, step by step
-
-
-def assert_same_networks(one: Trainer, other: Trainer) -> None:
-    state = other.state()
-    for name, tensor in one.state().items():
-        assert torch.equal(tensor, state[name]), name
 
 
 def test_rates_fall_linearly_to_zero_over_the_last_share_of_the_iterations(
@@ -35,13 +29,13 @@ def test_rates_fall_linearly_to_zero_over_the_last_share_of_the_iterations(
         torch.testing.assert_close(made.rates, factor * torch.tensor([1e-3, 2e-3]), check_dtype=False)
 
 
-@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_optimiser_steps_at_the_rate_of_its_step(
-    amp: bool, tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+    dtype: torch.dtype, tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
 ) -> None:
     """Against a run whose rates are set by hand before every iteration."""
-    scheduled = make_trainer(tiny_config(iterations=ITERATIONS, decay=DECAY, amp=amp), tmp_path / "scheduled")
-    by_hand = make_trainer(tiny_config(iterations=ITERATIONS, amp=amp), tmp_path / "by hand")
+    scheduled = make_trainer(tiny_config(iterations=ITERATIONS, decay=DECAY), tmp_path / "scheduled", dtype)
+    by_hand = make_trainer(tiny_config(iterations=ITERATIONS), tmp_path / "by hand", dtype)
     for step in range(ITERATIONS):
         scheduled.iteration(step)
         for phase, rate in zip(
@@ -49,19 +43,18 @@ def test_every_optimiser_steps_at_the_rate_of_its_step(
         ):
             phase.optimiser.param_groups[0]["lr"].fill_(rate)
         by_hand.iteration(step)
-    assert_same_networks(scheduled, by_hand)
+    assert_same_state(scheduled, by_hand)
 
 
 def test_replays_follow_the_schedule(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
     config = tiny_config(iterations=ITERATIONS, decay=DECAY)
-    eager, graphed = (make_trainer(config, tmp_path / name) for name in ("eager", "graphed"))
-    recorder = Recorder()
-    graphed.capture_in(recorder)
+    eager = make_trainer(config, tmp_path / "eager")
+    graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
     for step in range(ITERATIONS):
         eager.iteration(step)
         graphed.iteration(step)
     assert recorder.replays == ITERATIONS - WARM_UP
-    assert_same_networks(eager, graphed)
+    assert_same_state(eager, graphed)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])

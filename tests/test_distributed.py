@@ -92,7 +92,9 @@ def test_two_processes_have_the_weights_of_one_and_the_same_in_each(two: Two, on
     first, second = (found[name]["state"] for found in two[1])
     for key, tensor in one[name]["state"].items():
         assert torch.equal(first[key], second[key]), key
-        torch.testing.assert_close(first[key], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        # Both sum in their own order: an average of gradients that nearly cancel errs by the size of its neighbours.
+        size = tensor.double().abs().max().item()
+        torch.testing.assert_close(first[key], tensor, rtol=0, atol=5e-4 * size, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("case", range(len(NORM_SHAPES)), ids=["rows", "images"])

@@ -39,18 +39,19 @@ quick = settings(deadline=None, max_examples=25)
 
 
 def assert_as_accurate(
-    found: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, terms: int, scale: float = 0.0
+    found: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, terms: int, scale: float = 0.0, given: float = 0.0
 ) -> None:
     """``found`` errs at most twice as far from ``exact`` as PyTorch's own ``stock`` does in the same precision.
 
     One rounding of the largest value, or of ``scale``, the largest of what cancels in it, and in fp32 one per doubling
-    of the number of summed terms, is always allowed.
+    of the number of summed terms, is always allowed; so is what follows from the rounding of an intermediate result
+    that the op's contract gives in fp32, ``given``.
     """
     assert found.dtype == stock.dtype and found.shape == exact.shape
     if not exact.numel():
         return
     unit = torch.finfo(found.dtype).eps * max(scale, exact.abs().max().item())
-    allowed = 2 * (stock.double() - exact).abs().max().item() + unit * max(1, terms).bit_length() / 2
+    allowed = 2 * (stock.double() - exact).abs().max().item() + unit * max(1, terms).bit_length() / 2 + given
     assert (found.double() - exact).abs().max().item() <= allowed
 
 
@@ -232,12 +233,13 @@ def test_norm_act_errs_no_more_than_twice_as_the_reference(case: Any) -> None:
     # dx is the difference of terms as large as dy * gain / std; gain's and bias's gradients are sums over rows.
     deviation = exact[2].min().sqrt().item() if exact[2].numel() else 1.0
     largest = case[5].abs().max().item() * (1.0 if case[2] is None else case[2].abs().max().item() / (deviation + 3e-3))
-    # y is the sum of a bias and of terms in which the mean cancels: as large as x * gain / std.
-    stretch = 0.0 if case[2] is None else case[2].abs().max().item() / (deviation + 3e-3)
-    terms = stretch * x.abs().max().item() + (case[1].abs().max().item() if stretch else 0.0)
-    scales = [terms, x.abs().max().item(), 0.0, largest, float(x.shape[0]), float(x.shape[0])]
-    for mine, reference, truth, scale in zip(found, stock, exact, scales, strict=False):
-        assert_as_accurate(mine, reference, truth, 4 * x.shape[0], scale)
+    scales = [0.0, x.abs().max().item(), 0.0, largest, float(x.shape[0]), float(x.shape[0])]
+    # The mean is rounded to fp32, which displaces every normalised value alike.
+    displaced = 0.0 if case[2] is None else 2**-24 * x.abs().max().item() / (deviation + 3e-3)
+    stretch = 0.0 if case[2] is None else case[2].abs().max().item()
+    given = [stretch * displaced, 0.0, 0.0, largest * displaced, 0.0, case[5].abs().sum(0).max().item() * displaced]
+    for mine, reference, truth, scale, extra in zip(found, stock, exact, scales, given, strict=False):
+        assert_as_accurate(mine, reference, truth, 4 * x.shape[0], scale, extra)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

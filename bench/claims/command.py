@@ -57,20 +57,23 @@ def main() -> None:
         claim, folder, runs = shrunk(claim), ROOT / "build" / "quick" / "claims", ROOT / "build" / "quick" / "runs"
     device = choose_device(options.device)
     machine = announce(device)
-    data = claim.prepare(options.data)
     out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"
+    todo = []
     for seed in options.seeds if options.seeds is not None else claim.seeds:
         for variant, plain in claim.variants.items():
-            config = replace(plain, seed=seed, data=data.absolute(), device=str(device), amp=True)
+            config = replace(plain, seed=seed, device=str(device), amp=True)
             identity = {"variant": variant, "seed": str(seed), "configuration": digest(config)}
-            if not (options.again or options.quick) and _known(read_csv(out), identity):
-                continue
-            print(f"{options.name}: {variant}, seed {seed}")
-            run = trained(config, runs, machine["commit"])
-            own = {"commit": (run / COMMIT).read_text()}  # a run that claims share may be older than this claim
-            keep(out, [identity | judged(run, claim.groups, config) | machine | own], identity)
-            if claim.curves:
-                keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
+            if options.again or options.quick or not _known(read_csv(out), identity):
+                todo.append((config, identity))
+    data = claim.prepare(options.data).absolute() if todo else options.data
+    for plain, identity in todo:
+        config = replace(plain, data=data)
+        print(f"{options.name}: {identity['variant']}, seed {config.seed}")
+        run = trained(config, runs, machine["commit"])
+        own = {"commit": (run / COMMIT).read_text()}  # a run that claims share may be older than this claim
+        keep(out, [identity | judged(run, claim.groups, config) | machine | own], identity)
+        if claim.curves:
+            keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
     rows = current(read_csv(out), claim)
     plots.save(claim.draw(rows, current(read_csv(curves), claim)), out)
     text = report.paragraph(claim, options.name, rows, out.with_suffix(".png"))

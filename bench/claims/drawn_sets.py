@@ -6,19 +6,14 @@ every factor known. They are made once, by the data command, below the folder of
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from bench.claims.claim import Claim, Number, Row
-from bench.claims.report import dots
-from bench.measure import ROOT
+from bench.claims.claim import Claim, Number
+from bench.claims.report import dotted
+from bench.claims.runs import run_module
 from fastinfogan.config import PRESETS
-from fastinfogan.errors import UserError
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -29,21 +24,7 @@ def drawn(kind: str, count: int) -> Callable[[Path], Path]:
     def prepare(root: Path) -> Path:
         out = root / "drawn" / f"{kind}-{count}"
         if not (out / "render.json").exists():
-            command = [
-                "-m",
-                "fastinfogan.data",
-                "render",
-                kind,
-                "--count",
-                str(count),
-                "--seed",
-                "0",
-                "--out",
-                str(out),
-            ]
-            done = subprocess.run([sys.executable, *command], cwd=ROOT)
-            if done.returncode:
-                raise UserError(f"{' '.join(command)} ended with status {done.returncode}: mend the cause above")
+            run_module("data", "render", kind, "--count", count, "--seed", 0, "--out", out)
         return out
 
     return prepare
@@ -52,10 +33,6 @@ def drawn(kind: str, count: int) -> Callable[[Path], Path]:
 def best(column: str) -> Number:
     """The strongest correlation of any continuous code with a factor, whichever code took it up."""
     return Number(f"traversal/best/{column}", column)
-
-
-def _dots(numbers: Sequence[Number]) -> Callable[[Sequence[Row], Sequence[Row]], Figure]:
-    return lambda rows, _: dots(rows, numbers)
 
 
 _TRUTH = (
@@ -83,7 +60,7 @@ CLAIMS = {
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
         numbers=_FACE_NUMBERS,
-        draw=_dots(_FACE_NUMBERS),
+        draw=dotted(_FACE_NUMBERS),
         prepare=drawn("faces", 20_000),
     ),
     "chairs": Claim(
@@ -93,7 +70,7 @@ CLAIMS = {
         seeds=SEEDS,
         groups=("information", "traversal"),
         numbers=_CHAIR_NUMBERS,
-        draw=_dots(_CHAIR_NUMBERS),
+        draw=dotted(_CHAIR_NUMBERS),
         prepare=drawn("chairs", 20_000),
     ),
     "svhn": Claim(
@@ -103,7 +80,7 @@ CLAIMS = {
         seeds=SEEDS,
         groups=("information", "traversal"),
         numbers=(*_PLATE_NUMBERS, _TOTAL),
-        draw=_dots(_PLATE_NUMBERS),
+        draw=dotted(_PLATE_NUMBERS),
         prepare=drawn("svhn-like", 20_000),
     ),
     "celeba": Claim(
@@ -116,7 +93,7 @@ CLAIMS = {
         seeds=SEEDS,
         groups=("information", "disentanglement"),
         numbers=(_TOTAL, Number("disentanglement/modularity", "modularity"), *_SCORES[:2]),
-        draw=_dots((_TOTAL, *_SCORES[:2])),
+        draw=dotted((_TOTAL, *_SCORES[:2])),
         prepare=drawn("celeba-like", 20_000),
     ),
     "dsprites": Claim(
@@ -130,7 +107,7 @@ CLAIMS = {
         seeds=SEEDS,
         groups=("information", "disentanglement", "traversal"),
         numbers=(*_SCORES, _TOTAL),
-        draw=_dots(_SCORES),
+        draw=dotted(_SCORES),
         prepare=drawn("sprites", 40_000),
     ),
 }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
-from bench.claims.claim import Claim, Number, Row
-from bench.claims.report import dots
+from bench.claims.claim import Claim, Number
+from bench.claims.report import dotted
 from fastinfogan import data
 from fastinfogan.config import PRESETS
 from fastinfogan.data import Decoded, Split, idx
@@ -52,10 +50,6 @@ _NUMBERS = (
 )
 
 
-def _draw(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
-    return dots(rows, _NUMBERS)
-
-
 CLAIMS = {
     "imbalanced": Claim(
         question="Classes of unequal frequency: does a learnt prior find them?",
@@ -68,7 +62,7 @@ CLAIMS = {
         seeds=(0, 1, 2),
         groups=("information", "clustering"),
         numbers=_NUMBERS,
-        draw=_draw,
+        draw=dotted(_NUMBERS),
         prepare=prepare,
     )
 }

@@ -9,12 +9,14 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
-from bench.claims.report import bands, dots, values
+from bench.claims.report import bands, dotted, values
 from fastinfogan.config import PRESETS
+from fastinfogan.metrics.evaluation import Group
 from fastinfogan.metrics.probe import LABELS
 
 PAPER, QUICK_START, FASHION = PRESETS["mnist-paper"], PRESETS["mnist"], PRESETS["fashion-mnist"]
 SEEDS = tuple(range(10))
+DIGIT_GROUPS: tuple[Group, ...] = ("information", "clustering", "samples", "strokes")
 
 ERROR = Number("clusterings/c1/error", "test error", percent=True)
 NMI = Number("clusterings/c1/nmi", "NMI")
@@ -38,14 +40,6 @@ _STROKES = (
 
 def _draw_information(_: Sequence[Row], curves: Sequence[Row]) -> Figure:
     return bands(curves, "mi/c1", "I(c1; G(z, c)) bound, nats (dashed: ln 10)", math.log(10))
-
-
-def _draw_errors(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
-    return dots(rows, [ERROR, NMI, INFORMATION])
-
-
-def _draw_error_and_samples(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
-    return dots(rows, [ERROR, FID, SLANT, WIDTH])
 
 
 def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
@@ -87,9 +81,9 @@ CLAIMS = {
         protocol=f"The paper's objective, networks and learning rates; the paper reports 5 %, one run. {_CATEGORIES}",
         variants={"the paper's": replace(PAPER, iterations=5000)},
         seeds=SEEDS,
-        groups=("information", "clustering", "samples", "strokes"),
+        groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
-        draw=_draw_errors,
+        draw=dotted([ERROR, NMI, INFORMATION]),
     ),
     "invariance": Claim(
         question="Beyond the paper: do categories that outlive small warps of real images become digits?",
@@ -99,9 +93,9 @@ CLAIMS = {
         ),
         variants={"quick start": QUICK_START},
         seeds=SEEDS,
-        groups=("information", "clustering", "samples", "strokes"),
+        groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
-        draw=_draw_error_and_samples,
+        draw=dotted([ERROR, FID, SLANT, WIDTH]),
     ),
     "ablation": Claim(
         question="What of the quick start makes its categories digits?",
@@ -115,9 +109,9 @@ CLAIMS = {
             "continuous weight 1 instead of 0.1": replace(QUICK_START, continuous_weight=1.0),
         },
         seeds=(0, 1, 2),
-        groups=("information", "clustering", "samples", "strokes"),
+        groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, INFORMATION, FID, SLANT, WIDTH),
-        draw=_draw_error_and_samples,
+        draw=dotted([ERROR, FID, SLANT, WIDTH]),
     ),
     "objective": Claim(
         question="Which of the objective's switches matter?",
@@ -130,9 +124,9 @@ CLAIMS = {
             "continuous weight 0.1, std learnt": replace(_OBJECTIVE, fixed_std=False, continuous_weight=0.1),
         },
         seeds=(0, 1, 2),
-        groups=("information", "clustering", "samples", "strokes"),
+        groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, INFORMATION, Number("information/c2", "I(c2), nats"), FID, SLANT, WIDTH),
-        draw=_draw_error_and_samples,
+        draw=dotted([ERROR, FID, SLANT, WIDTH]),
     ),
     "fashion": Claim(
         question="Fashion-MNIST: are the categories kinds of clothes?",
@@ -141,7 +135,7 @@ CLAIMS = {
         seeds=(0, 1, 2),
         groups=("information", "clustering"),
         numbers=(ERROR, NMI, ARI, INFORMATION),
-        draw=_draw_errors,
+        draw=dotted([ERROR, NMI, INFORMATION]),
     ),
     "probe": Claim(
         question="What are Q's features and codes worth with few labels?",

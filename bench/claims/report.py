@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
+from bench.plots import distinct, only
 
 
 def values(rows: Sequence[Row], column: str) -> np.ndarray:
@@ -16,17 +17,12 @@ def values(rows: Sequence[Row], column: str) -> np.ndarray:
     return np.array([float(row[column]) for row in rows if row.get(column) not in (None, "", "nan")])
 
 
-def of(rows: Sequence[Row], variant: str) -> list[Row]:
-    """The rows of one variant."""
-    return [row for row in rows if row["variant"] == variant]
-
-
 def table(claim: Claim, rows: Sequence[Row]) -> list[str]:
     """Markdown: a line per variant, each number as median (lowest to highest) over its seeds."""
     numbers = [number for number in claim.numbers if len(values(rows, number.column))]
     lines = [f"| | seeds | {' | '.join(number.title for number in numbers)} |", "|---" * (2 + len(numbers)) + "|"]
     for variant in claim.variants:
-        if mine := of(rows, variant):
+        if mine := only(rows, variant=variant):
             cells = [spread(number, values(mine, number.column)) for number in numbers]
             lines.append(f"| {variant} | {len(mine)} | {' | '.join(cells)} |")
     return lines
@@ -46,12 +42,8 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path) -> st
     """The Markdown file of a claim: question, table, protocol, failures, machine, picture."""
     iterations = {config.iterations for config in claim.variants.values()}
     rates = values(rows, "images_per_second")
-    seconds = [
-        claim.variants[row["variant"]].iterations
-        * claim.variants[row["variant"]].batch
-        / float(row["images_per_second"])
-        for row in rows
-    ]
+    configs = [claim.variants[row["variant"]] for row in rows]
+    images = np.array([config.iterations * config.batch for config in configs])
     failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
     machine = f"{rows[0]['cpu']}, {rows[0]['cores']} cores" if rows[0]["device"] == "cpu" else rows[0]["device"]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
@@ -59,8 +51,8 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path) -> st
         f"# {claim.question}",
         "\n".join(table(claim, rows)),
         f"Median (lowest to highest) over seeds. {claim.protocol}",
-        f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations, {np.median(seconds):,.0f} s of "
-        f"training a run (median; {np.median(rates):,.0f} images/s) on {machine}, torch {rows[0]['torch']}, commit "
+        f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations, {np.median(images / rates):,.0f} s "
+        f"of training a run (median; {np.median(rates):,.0f} images/s) on {machine}, torch {rows[0]['torch']}, commit "
         f"{commits}. Again: `python -m bench claims {name}`.",
     ]
     if "clustering" in claim.groups:
@@ -79,9 +71,9 @@ def bands(curves: Sequence[Row], column: str, label: str, ceiling: float | None 
     """``column`` against iterations: a line per run, a colour per variant, the range over seeds shaded."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    for index, variant in enumerate(dict.fromkeys(row["variant"] for row in curves)):
-        mine = of(curves, variant)
-        runs = [[row for row in mine if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in mine)]
+    for index, variant in enumerate(distinct(curves, "variant")):
+        mine = only(curves, variant=variant)
+        runs = [only(mine, seed=seed) for seed in distinct(mine, "seed")]
         shared = min(len(run) for run in runs)
         steps = values(runs[0][:shared], "step")
         heights = np.stack([values(run[:shared], column) for run in runs])
@@ -94,15 +86,20 @@ def bands(curves: Sequence[Row], column: str, label: str, ceiling: float | None 
     return figure
 
 
+def dotted(numbers: Sequence[Number]) -> Callable[[Sequence[Row], Sequence[Row]], Figure]:
+    """A claim's ``draw`` that shows ``numbers`` as :func:`dots`."""
+    return lambda rows, _: dots(rows, numbers)
+
+
 def dots(rows: Sequence[Row], numbers: Sequence[Number]) -> Figure:
     """A panel per number: a dot per run, a line per variant, the median as a bar."""
     numbers = [number for number in numbers if len(values(rows, number.column))]
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    variants = distinct(rows, "variant")
     figure = Figure(figsize=(1.6 + 3 * len(numbers), 1.1 + 0.42 * len(variants)), layout="constrained")
     panels = figure.subplots(1, len(numbers), squeeze=False, sharey=True)[0]
     for axes, number in zip(panels, numbers, strict=True):
         for place, variant in enumerate(variants):
-            found = values(of(rows, variant), number.column) * (100 if number.percent else 1)
+            found = values(only(rows, variant=variant), number.column) * (100 if number.percent else 1)
             axes.plot(found, np.full(len(found), place), "o", color=f"C{place}", alpha=0.6)
             if len(found):
                 axes.vlines(np.median(found), place - 0.3, place + 0.3, color="black")

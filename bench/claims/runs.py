@@ -50,24 +50,23 @@ def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
         start = run / "start.json"
         start.write_text(to_json(replace(config, run_dir=None)))
         (run / COMMIT).write_text(commit)
-        _command("train", "--config", start, "--run-dir", run)
+        run_module("train", "--config", start, "--run-dir", run)
     else:
-        _command("train", "--resume", run)
+        run_module("train", "--resume", run)
     return run
 
 
 def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str, str]:
     """Every number that ``groups`` yield, by its path in evaluation.json, and what went wrong with the categories."""
     if not set(groups) <= set(QUICK):  # with those every run ends
-        _command("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
+        run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
     numbers = {name: significant(value) for name, value in _flat(found)}
     for group, table in (("traversal", "correlations"), ("strokes", "within")):
         for factor, rho in strongest((found.get(group) or {}).get(table, {})).items():
             numbers[f"{group}/best/{factor}"] = significant(rho)
-    codes = {
-        name: code for name, code in found["clusterings"].items() if code["confusion"]
-    }  # not of thousands of values
+    # Confusion is not kept of thousands of values.
+    codes = {name: code for name, code in found["clusterings"].items() if code["confusion"]}
     for name, code in codes.items():
         shares = found.get("frequencies", {}).get(name) or [1 / len(code["matching"])] * len(code["matching"])
         numbers[f"frequencies/{name}/distance"] = significant(distance(shares, code["matching"], code["confusion"]))
@@ -126,7 +125,12 @@ def _flat(value: object, path: str = "") -> list[tuple[str, float]]:
     return [(path, float(value))] if isinstance(value, int | float) else []
 
 
-def _command(module: str, *arguments: object) -> None:
+def run_module(module: str, *arguments: object) -> None:
+    """``python -m fastinfogan.<module>`` with ``arguments``, to its end.
+
+    Raises:
+        UserError: it failed.
+    """
     command = [sys.executable, "-m", f"fastinfogan.{module}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT)
     if done.returncode:

@@ -58,7 +58,6 @@ def render(generator: Generator, z: torch.Tensor, image_range: Range) -> torch.T
     return pixels
 
 
-@torch.no_grad()
 def generated(generator: Generator, spec: LatentSpec, n: int, *, seed: int, image_range: Range) -> Generated:
     """``n`` images of latents from the evaluation stream, which training never draws."""
     device = next(generator.parameters()).device

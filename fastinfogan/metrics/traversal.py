@@ -114,7 +114,6 @@ class FactorReader:
         }
 
 
-@torch.no_grad()
 def traversal_truth(
     reader: FactorReader,
     held_out: dict[str, float],
