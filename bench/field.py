@@ -1,4 +1,4 @@
-"""All that take part in ``step``, on made-up images, and the tables of the paper that they do so on."""
+"""All that take part in ``step``, on made-up images, and the tables of networks that they do so on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import Decoded
 from fastinfogan.precision import Precision, choose_precision
 
-# Name in the table of results -> preset; all with the paper's objective.
+# Name in the table of results -> preset; all with the paper's objective. Every table of networks there is: what other
+# presets change (objective, variation, iterations) an iteration's time hardly knows of.
 TABLES = {
     "mnist": "mnist-paper",
     "celeba": "celeba",
+    "celeba-64": "celeba-64",
     "svhn": "svhn",
     "faces": "faces-azimuth",
     "chairs": "chairs-rotation",

@@ -40,9 +40,13 @@ def step(rows: Sequence[Row]) -> Figure:
     """Microseconds an image of each contestant and batch, phase by phase, and the floor as a line across its bar."""
     presets = distinct(rows, "preset")
     bars = max(len(only(rows, preset=preset)) for preset in presets)
-    figure = Figure(figsize=(5.2 * len(presets), 0.9 + 0.36 * bars), layout="constrained")
-    panels = figure.subplots(1, len(presets), squeeze=False)[0]
-    for axes, preset in zip(panels, presets, strict=True):
+    across = min(3, len(presets))
+    down = -(-len(presets) // across)
+    figure = Figure(figsize=(5.2 * across, (0.9 + 0.3 * bars) * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in panels[len(presets) :]:
+        axes.set_axis_off()
+    for axes, preset in zip(panels, presets, strict=False):
         of_preset = only(rows, preset=preset)
         batches = [_number(row, "batch") for row in of_preset]
         names = [f"{row['provider']}, {batch:g}" for row, batch in zip(of_preset, batches, strict=True)]
