@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.claims import command, report, runs
+from bench.claims import command, gallery, report, runs
 from bench.claims.claim import Claim, Number
 from bench.claims.command import CLAIMS, current, keep, shrunk
 from bench.claims.runs import COMMIT, digest, distance, failure, judged, strongest, trained
@@ -60,7 +60,7 @@ def test_a_failure_is_told_by_labels(confusion: list[list[int]], told: str) -> N
 
 def test_the_code_that_took_a_factor_up_is_found() -> None:
     correlations = {"c1": {"slant": 0.1, "width": -0.9, "shape": None}, "c2": {"slant": -0.8, "width": 0.2}}
-    assert strongest(correlations) == {"slant": 0.8, "width": 0.9}
+    assert strongest(correlations) == {"slant": (0.8, "c2"), "width": (0.9, "c1")}
 
 
 def test_the_distance_of_frequencies_is_total_variation_over_matched_labels() -> None:
@@ -155,6 +155,22 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
         "frequencies/c1/distance": "0",
         "failure": "0 and 1 share a value", "images_per_second": "100",
     }  # fmt: skip
+
+
+def test_the_best_traversal_of_all_runs_is_shown(tmp_path: Path) -> None:
+    config = TrainConfig()
+    claim = replace(claim_of(plain=config), shown={"plain": ("strokes/slant", "strokes/width")})
+    rows = [
+        {"variant": "plain", "seed": seed, "strokes/best/slant": rho, "strokes/code/slant": code}
+        for seed, rho, code in (("0", "0.5", "c2"), ("1", "0.9", "c3"), ("2", "0.7", "c2"))
+    ]
+    figures = runs.home(config, 1, tmp_path / "runs") / "figures"
+    figures.mkdir(parents=True)
+    (figures / "traversal-c3-final.png").write_bytes(b"the best")
+    for there in (True, False):  # the picture stays when the runs are gone
+        (shown,) = gallery.best_traversals(claim, "so", rows, tmp_path / ("runs" if there else "none"), tmp_path)
+        assert shown.picture.read_bytes() == b"the best"
+        assert "c3 of seed 1" in shown.caption and "0.90" in shown.caption and "3 runs" in shown.caption
 
 
 def test_an_unknown_claim_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:

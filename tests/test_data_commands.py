@@ -176,7 +176,13 @@ def test_the_benchmark_writes_a_row_for_each_provider(tmp_path: Path) -> None:
     options = ["--images", "64", "--batch", "16", "--rounds", "2", "--device", "cpu", "--out", str(out)]
     subprocess.run([sys.executable, "-m", "bench.data", *options], cwd=ROOT, check=True, timeout=120)
     rows = list(csv.DictReader(out.open()))
-    assert [row["provider"] for row in rows] == ["pil-dataloader", "dali-stream", "dali-store", "resident-uint8"]
+    assert [row["provider"] for row in rows] == [
+        "pil-dataloader",
+        "dali-stream",
+        "dali-store",
+        "resident-uint8",
+        "dali-decoder",
+    ]
     for row in rows:
         assert 0 < float(row["p20"]) <= float(row["median"]) <= float(row["p80"])
         assert (row["unit"], row["metric"]) == ("images/s", "throughput")

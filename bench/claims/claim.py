@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ from fastinfogan.metrics.evaluation import Group
 Row = Mapping[str, str]
 
 
-def as_it_is(root: Path) -> Path:
+def as_it_is(root: Path, quick: bool) -> Path:
     """Data that the training command finds, or fetches, by itself."""
     return root
 
@@ -38,8 +38,9 @@ class Claim:
 
     variants: name -> configuration, whose seed is replaced. seeds: one run of every variant each. groups: of
     ``python -m fastinfogan.evaluate``. numbers: the first one is the claim's. curves: names in metrics.jsonl to keep
-    along the training. draw: the figure, from the rows of the runs and of their curves. prepare: makes the data below
-    the folder that is given, where there is none to fetch, and returns where they lie.
+    along the training. draw: the figure, from the rows of the runs and of their curves. shown: per variant the factors,
+    such as ``traversal/azimuth``, whose best traversal is shown. prepare: makes the data below the folder that is given,
+    few of them for a quick look, where there is none to fetch, and returns where they lie.
     """
 
     question: str
@@ -50,4 +51,5 @@ class Claim:
     numbers: tuple[Number, ...]
     draw: Callable[[Sequence[Row], Sequence[Row]], Figure]
     curves: tuple[str, ...] = ()
-    prepare: Callable[[Path], Path] = as_it_is
+    shown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prepare: Callable[[Path, bool], Path] = as_it_is

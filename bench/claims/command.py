@@ -7,6 +7,7 @@ with more seeds.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,12 @@ from pathlib import Path
 import tyro
 
 from bench import plots
-from bench.claims import drawn_sets, imbalanced, mnist, report
+from bench.claims import drawn_sets, gallery, imbalanced, mnist, report
 from bench.claims.claim import Claim
 from bench.claims.runs import COMMIT, digest, judged, lines, trained
 from bench.measure import RESULTS, ROOT, announce, read_csv, significant, write_csv
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.metrics.evaluation import QUICK
 from fastinfogan.precision import choose_device
 
 CLAIMS = {**mnist.CLAIMS, **imbalanced.CLAIMS, **drawn_sets.CLAIMS}
@@ -55,6 +55,7 @@ def main() -> None:
     claim, folder, runs = CLAIMS[options.name], RESULTS / "claims", options.runs
     if options.quick:
         claim, folder, runs = shrunk(claim), ROOT / "build" / "quick" / "claims", ROOT / "build" / "quick" / "runs"
+        shutil.rmtree(runs, ignore_errors=True)  # what another state of the code left shows nothing
     device = choose_device(options.device)
     machine = announce(device)
     out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"
@@ -65,7 +66,7 @@ def main() -> None:
             identity = {"variant": variant, "seed": str(seed), "configuration": digest(config)}
             if options.again or options.quick or not _known(read_csv(out), identity):
                 todo.append((config, identity))
-    data = claim.prepare(options.data).absolute() if todo else options.data
+    data = claim.prepare(options.data, options.quick).absolute() if todo else options.data
     for plain, identity in todo:
         config = replace(plain, data=data)
         print(f"{options.name}: {identity['variant']}, seed {config.seed}")
@@ -76,7 +77,8 @@ def main() -> None:
             keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
     rows = current(read_csv(out), claim)
     plots.save(claim.draw(rows, current(read_csv(curves), claim)), out)
-    text = report.paragraph(claim, options.name, rows, out.with_suffix(".png"))
+    shown = gallery.best_traversals(claim, options.name, rows, runs, folder)
+    text = report.paragraph(claim, options.name, rows, out.with_suffix(".png"), shown)
     out.with_suffix(".md").write_text(text)
     print(text)
 
@@ -87,9 +89,8 @@ def shrunk(claim: Claim) -> Claim:
     def few(config: TrainConfig) -> TrainConfig:
         return replace(config, iterations=4, log_every=2, batch=16)
 
-    groups = tuple(group for group in claim.groups if group in QUICK) or claim.groups
     variants = {name: few(config) for name, config in claim.variants.items()}
-    return replace(claim, variants=variants, seeds=(0,), groups=groups)
+    return replace(claim, variants=variants, seeds=(0,))
 
 
 def curve(run: Path, names: Sequence[str]) -> list[dict[str, str]]:

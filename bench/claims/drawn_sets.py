@@ -16,15 +16,17 @@ from bench.claims.runs import run_module
 from fastinfogan.config import PRESETS
 
 SEEDS = (0, 1, 2, 3, 4)
+QUICK_COUNT = 256
 
 
-def drawn(kind: str, count: int) -> Callable[[Path], Path]:
+def drawn(kind: str, count: int) -> Callable[[Path, bool], Path]:
     """What makes ``count`` images of ``kind`` where they are not yet, in the published set's own layout."""
 
-    def prepare(root: Path) -> Path:
-        out = root / "drawn" / f"{kind}-{count}"
+    def prepare(root: Path, quick: bool) -> Path:
+        images = QUICK_COUNT if quick else count
+        out = root / "drawn" / f"{kind}-{images}"
         if not (out / "render.json").exists():
-            run_module("data", "render", kind, "--count", count, "--seed", 0, "--out", out)
+            run_module("data", "render", kind, "--count", images, "--seed", 0, "--out", out)
         return out
 
     return prepare
@@ -61,6 +63,11 @@ CLAIMS = {
         groups=("information", "traversal", "disentanglement"),
         numbers=_FACE_NUMBERS,
         draw=dotted(_FACE_NUMBERS),
+        shown={
+            "azimuth": ("traversal/azimuth", "traversal/width"),
+            "elevation": ("traversal/elevation",),
+            "lighting": ("traversal/light",),
+        },
         prepare=drawn("faces", 20_000),
     ),
     "chairs": Claim(
@@ -71,6 +78,7 @@ CLAIMS = {
         groups=("information", "traversal"),
         numbers=_CHAIR_NUMBERS,
         draw=dotted(_CHAIR_NUMBERS),
+        shown={"rotation": ("traversal/azimuth",), "width": ("traversal/width",)},
         prepare=drawn("chairs", 20_000),
     ),
     "svhn": Claim(
@@ -81,6 +89,7 @@ CLAIMS = {
         groups=("information", "traversal"),
         numbers=(*_PLATE_NUMBERS, _TOTAL),
         draw=dotted(_PLATE_NUMBERS),
+        shown={"the paper's": ("traversal/light",)},
         prepare=drawn("svhn-like", 20_000),
     ),
     "celeba": Claim(
@@ -94,6 +103,7 @@ CLAIMS = {
         groups=("information", "disentanglement"),
         numbers=(_TOTAL, Number("disentanglement/modularity", "modularity"), *_SCORES[:2]),
         draw=dotted((_TOTAL, *_SCORES[:2])),
+        shown={"the paper's": tuple(f"disentanglement/{name}" for name in ("Eyeglasses", "Smiling", "Black_Hair"))},
         prepare=drawn("celeba-like", 20_000),
     ),
     "dsprites": Claim(

@@ -26,7 +26,7 @@ def kept(labels: torch.Tensor) -> torch.Tensor:
     return stay.nonzero()[:, 0]
 
 
-def prepare(root: Path) -> Path:
+def prepare(root: Path, quick: bool) -> Path:
     """MNIST's files with fewer of the higher digits, where the set of the same format that nothing verifies lies."""
     out = root / "drawn" / "imbalanced-mnist"
     folder = out / "fashion-mnist"

@@ -84,6 +84,7 @@ CLAIMS = {
         groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
         draw=dotted([ERROR, NMI, INFORMATION]),
+        shown={"the paper's": ("strokes/slant", "strokes/width")},
     ),
     "invariance": Claim(
         question="Beyond the paper: do categories that outlive small warps of real images become digits?",
@@ -96,6 +97,7 @@ CLAIMS = {
         groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
         draw=dotted([ERROR, FID, SLANT, WIDTH]),
+        shown={"quick start": ("strokes/slant", "strokes/width")},
     ),
     "ablation": Claim(
         question="What of the quick start makes its categories digits?",

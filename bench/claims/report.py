@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
+from bench.claims.gallery import Shown
 from bench.plots import distinct, only
 
 
@@ -38,8 +39,8 @@ def spread(number: Number, found: np.ndarray) -> str:
     return f"{middle} ({number.shown(float(found.min()))} to {number.shown(float(found.max()))})"
 
 
-def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path) -> str:
-    """The Markdown file of a claim: question, table, protocol, failures, machine, picture."""
+def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown: Sequence[Shown] = ()) -> str:
+    """The Markdown file of a claim: question, table, protocol, failures, machine, figure, traversals."""
     iterations = {config.iterations for config in claim.variants.values()}
     rates = values(rows, "images_per_second")
     configs = [claim.variants[row["variant"]] for row in rows]
@@ -60,7 +61,10 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path) -> st
             f"Runs whose categories are not one per label: {len(failures)} of {len(rows)}"
             + (f" ({'; '.join(failures)})." if failures else ".")
         )
-    return "\n\n".join([*told, f"![{claim.question}]({picture.name})"]) + "\n"
+    told.append(f"![{claim.question}]({picture.name})")
+    for one in shown:
+        told.append(f"{one.caption[0].upper()}{one.caption[1:]}:\n\n![{one.caption}]({one.picture.name})")
+    return "\n\n".join(told) + "\n"
 
 
 def _failed(row: Row) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from bench.measure import ROOT, significant
 from fastinfogan import checkpoint
@@ -35,13 +36,29 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def home(config: TrainConfig, seed: int, folder: Path) -> Path:
+    """Where below ``folder`` the run of ``config`` with that seed lies; claims train with ``--amp``."""
+    config = replace(config, amp=True)
+    return folder / f"{config.dataset}-{digest(config)}-{seed}"
+
+
+def best_column(factor: str) -> str:
+    """Of a row: how strongly any code has ``factor``, such as ``traversal/azimuth``."""
+    return factor.replace("/", "/best/", 1)
+
+
+def code_column(factor: str) -> str:
+    """Of a row: the code that has ``factor`` most."""
+    return factor.replace("/", "/code/", 1)
+
+
 def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
     """The folder of the run of ``config`` below ``folder``, complete; it keeps the ``commit`` that started it.
 
     Raises:
         UserError: the training command failed.
     """
-    run = folder / f"{config.dataset}-{digest(config)}-{config.seed}"
+    run = home(config, config.seed, folder)
     newest = checkpoint.newest(run)
     if newest is not None and checkpoint.load(newest).step >= config.iterations:
         return run
@@ -62,9 +79,10 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str,
         run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
     numbers = {name: significant(value) for name, value in _flat(found)}
-    for group, table in (("traversal", "correlations"), ("strokes", "within")):
-        for factor, rho in strongest((found.get(group) or {}).get(table, {})).items():
-            numbers[f"{group}/best/{factor}"] = significant(rho)
+    for group, table in associations(found).items():
+        for factor, (strength, code) in strongest(table).items():
+            numbers[best_column(f"{group}/{factor}")] = significant(strength)
+            numbers[code_column(f"{group}/{factor}")] = code
     # Confusion is not kept of thousands of values.
     codes = {name: code for name, code in found["clusterings"].items() if code["confusion"]}
     for name, code in codes.items():
@@ -87,13 +105,28 @@ def distance(shares: Sequence[float], matching: Sequence[int], confusion: Sequen
     return (apart + sum(share for label, share in enumerate(truth) if label not in matching)) / 2
 
 
-def strongest(correlations: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Of each factor the largest absolute correlation that any code has with it: which code took it up is chance."""
-    found: dict[str, float] = {}
-    for of_code in correlations.values():
-        for factor, rho in of_code.items():
-            if rho is not None:
-                found[factor] = max(found.get(factor, 0.0), abs(rho))
+Association = Mapping[str, Mapping[str, float | None]]  # of codes (first key) and factors: how strong
+
+
+def associations(found: Mapping[str, Any]) -> dict[str, Association]:
+    """What an evaluation says of codes and factors, by group: rank correlations, or information in nats."""
+    traversal, strokes = (found.get(group) or {} for group in ("traversal", "strokes"))
+    tables: dict[str, Association] = {
+        "traversal": traversal.get("correlations", {}), "strokes": strokes.get("within", {})
+    }  # fmt: skip
+    if scores := found.get("disentanglement"):
+        rows = (dict(zip(scores["factors"], row, strict=True)) for row in scores["information"])
+        tables["disentanglement"] = dict(zip(scores["codes"], rows, strict=True))
+    return tables
+
+
+def strongest(table: Association) -> dict[str, tuple[float, str]]:
+    """Of each factor the largest absolute association with any code, and that code: which one took it up is chance."""
+    found: dict[str, tuple[float, str]] = {}
+    for code, of_code in table.items():
+        for factor, strength in of_code.items():
+            if strength is not None and abs(strength) > found.get(factor, (-1.0, ""))[0]:
+                found[factor] = abs(strength), code
     return found
 
 

@@ -1,0 +1,50 @@
+"""A figure in the paper's form for a claim: the traversal of the code that took a factor up, of the run that did so best.
+
+The paper shows one run; here the table beside it has all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.claims.claim import Claim, Row
+from bench.claims.runs import best_column, code_column, home
+from bench.plots import only
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture and what it is of."""
+
+    picture: Path
+    caption: str
+
+
+def best_traversals(claim: Claim, name: str, rows: Sequence[Row], runs: Path, folder: Path) -> list[Shown]:
+    """The pictures that ``claim.shown`` asks for, copied from the ``runs`` to ``folder`` as ``name-...png``.
+
+    Where a run is not on this machine, the picture that it left in ``folder`` before stands.
+    """
+    found = []
+    for variant, factors in claim.shown.items():
+        for factor in factors:
+            judged = [row for row in only(rows, variant=variant) if row.get(code_column(factor))]
+            if not judged:
+                continue
+            row = max(judged, key=lambda row: float(row[best_column(factor)]))
+            code, seed, strength = row[code_column(factor)], row["seed"], float(row[best_column(factor)])
+            of_run = home(claim.variants[variant], int(seed), runs) / "figures" / f"traversal-{code}-final.png"
+            picture = folder / f"{'-'.join(re.findall(r'[a-z0-9]+', f'{name} {variant} {factor}'.lower()))}.png"
+            if of_run.exists():
+                shutil.copyfile(of_run, picture)
+            if picture.exists():
+                best = f"the best of {len(judged)} runs" if len(judged) > 1 else "the only run"
+                group, column = factor.split("/", 1)
+                unit = "nats about" if group == "disentanglement" else "rank correlation with"
+                caption = f"{variant}: {code} of seed {seed}, {best}, {strength:.2f} {unit} {column}"
+                found.append(Shown(picture, caption))
+    return found
