@@ -38,9 +38,9 @@ class Claim:
 
     variants: name -> configuration, whose seed is replaced. seeds: one run of every variant each. groups: of
     ``python -m fastinfogan.evaluate``. numbers: the first one is the claim's. curves: names in metrics.jsonl to keep
-    along the training. draw: the figure, from the rows of the runs and of their curves. shown: per variant the factors,
-    such as ``traversal/azimuth``, whose best traversal is shown. prepare: makes the data below the folder that is given,
-    few of them for a quick look, where there is none to fetch, and returns where they lie.
+    along the training. draw: the figure, from the rows of the runs and of their curves. shown: per variant the
+    factors, such as ``traversal/azimuth``, whose best traversal is shown. prepare: makes the data below the folder that
+    is given, few of them for a quick look, where there is none to fetch, and returns where they lie.
     """
 
     question: str
