@@ -92,7 +92,7 @@ CLAIMS = {
             f"The quick start: --invariance 4, Q's share of the categorical weight 0.1, continuous weight 0.1, "
             f"learning rate of D 5e-4, learnt std. No labels. {_CATEGORIES} {_STROKES}"
         ),
-        variants={"quick start": QUICK_START},
+        variants={"quick start": QUICK_START, "five times as long": replace(QUICK_START, iterations=5000)},
         seeds=SEEDS,
         groups=DIGIT_GROUPS,
         numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
