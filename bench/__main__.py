@@ -12,6 +12,7 @@ BENCHES = {
     "claims": "bench.claims.command",
     "data": "bench.data",
     "kernels": "bench.kernels",
+    "render": "bench.render",
     "speedrun": "bench.speedrun",
     "step": "bench.step",
 }

@@ -89,7 +89,7 @@ def main(options: Options | None = None) -> None:
         figures = {key: significant(value) for key, value in rate.items()}
         rows.append({"provider": name, "metric": "throughput", "unit": "images/s", **figures, **machine})
     write_csv(out, rows)
-    plots.save(plots.data(rows), out)
+    plots.save(plots.throughputs(rows), out)
 
 
 def providers(encoded: Encoded, batch: int, device: torch.device) -> Iterator[tuple[str, Callable[[], int]]]:

@@ -64,7 +64,7 @@ def step(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def data(rows: Sequence[Row]) -> Figure:
+def throughputs(rows: Sequence[Row]) -> Figure:
     """Images a second of each provider, with the 20 % and 80 % quantiles."""
     figure = Figure(figsize=(6, 0.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -35,13 +35,15 @@ CPU = torch.device("cpu")
         ("kernels", {"reference", "torch.compile"}),
         ("step", {"fastinfogan fp32", "eager fp32"}),
         ("data", {"pil-dataloader", "dali-stream", "resident-uint8"}),
+        ("render", {"faces", "chairs", "celeba-like", "svhn-like", "sprites"}),
     ],
 )
 def test_a_quick_run_writes_a_row_for_each_contestant_and_a_picture(
     name: str, providers: set[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "rows.csv"
-    command = [sys.executable, "-m", "bench", name, "--quick", "--device", "cpu", "--out", str(out)]
+    device = [] if name == "render" else ["--device", "cpu"]
+    command = [sys.executable, "-m", "bench", name, "--quick", *device, "--out", str(out)]
     said = subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True, text=True).stdout
     assert f"torch {torch.__version__}" in said.splitlines()[0] and "commit" in said.splitlines()[0]
     with out.open() as file:
@@ -58,7 +60,7 @@ def test_an_unknown_benchmark_is_one_sentence_with_those_there_are() -> None:
     finished = subprocess.run([sys.executable, "-m", "bench", "stpe"], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 2
     assert finished.stderr.splitlines() == [
-        "error: there is no benchmark 'stpe': choose one of claims, data, kernels, speedrun, step"
+        "error: there is no benchmark 'stpe': choose one of claims, data, kernels, render, speedrun, step"
     ]
 
 
@@ -220,5 +222,5 @@ def test_pictures_show_every_contestant() -> None:
         for op in ("a", "b") for batch in (64, 128) for provider in ("native", "reference")
     ]  # fmt: skip
     assert [len(axes.lines) for axes in plots.kernels(kernels).axes] == [2, 2]
-    (axes,) = plots.data([{"provider": name, **common} for name in ("pil", "dali")]).axes
+    (axes,) = plots.throughputs([{"provider": name, **common} for name in ("pil", "dali")]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["pil", "dali"]

@@ -1,4 +1,4 @@
-"""A figure in the paper's form for a claim: the traversal of the code that took a factor up, of the run that did so best.
+"""A figure in the paper's form for a claim: the traversal of the code that took a factor up, of the best run.
 
 The paper shows one run; here the table beside it has all of them.
 """
