@@ -20,7 +20,7 @@ from fastinfogan.networks import TABLES, Tables
 from fastinfogan.objective import Objective
 
 DatasetName = Literal["mnist", "fashion-mnist", "svhn", "celeba", "faces", "chairs", "dsprites", "folder"]
-TablesName = Literal["mnist", "svhn", "celeba", "celeba-64", "faces", "chairs"]
+TablesName = Literal["mnist", "svhn", "celeba", "celeba-64", "faces", "chairs", "dsprites"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class TrainConfig:
     """Share of the image files that may be undecodable and are skipped; above it the run stops."""
 
     tables: TablesName = "mnist"
-    """Networks: the paper's Table 1 (mnist), 2 (svhn), 3 (celeba), 4 (faces) or 6 (chairs), or celeba-64."""
+    """Networks: the paper's Table 1 (mnist), 2 (svhn), 3 (celeba), 4 (faces) or 6 (chairs); celeba-64, dsprites."""
+    spectral_norm: bool = False
+    """Not the paper's: give D and Q weights of spectral norm 1 instead of batch norm."""
     noise: int = 62
     """Columns of the incompressible noise z."""
     codes: tuple[str, ...] = ("cat:10", "uniform:2")
@@ -120,8 +122,8 @@ class TrainConfig:
 
     @property
     def network_tables(self) -> Tables:
-        """The tables that ``tables`` names."""
-        return TABLES[self.tables]
+        """The tables that ``tables`` names, with ``spectral_norm``."""
+        return replace(TABLES[self.tables], spectral=self.spectral_norm)
 
     @property
     def objective(self) -> Objective:
@@ -224,8 +226,21 @@ PRESETS: dict[str, TrainConfig] = {
     **_VARIATIONS,
     "faces": _VARIATIONS["faces-azimuth"],  # what --dataset alone gives: the first variation of each table
     "chairs": _VARIATIONS["chairs-rotation"],
-    # not the paper's: a continuous code for each of the five factors, on its networks for grey 64x64
-    "dsprites": TrainConfig(dataset="dsprites", tables="chairs", noise=128, codes=("uniform:5",), iterations=20_000),
+    # not the paper's: Lin et al. 2020's InfoGAN, a continuous code for each of the five factors
+    "dsprites": TrainConfig(
+        dataset="dsprites",
+        tables="dsprites",
+        spectral_norm=True,
+        noise=5,
+        codes=("uniform:5",),
+        fixed_std=True,
+        continuous_weight=0.05,
+        batch=64,
+        lr_d=2e-3,
+        iterations=20_000,
+        save_every=5000,
+        figure_every=5000,
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastinfogan.networks import LEAKY_SLOPE, Block, activate, flatten
 from fastinfogan.ops.backend import choose
@@ -55,11 +56,12 @@ def use_matrices(networks: Sequence[nn.Module], precision: Precision) -> Mapping
     copies: dict[nn.Parameter, torch.Tensor] = {}
     for block in (module for network in networks for module in network.modules()):
         if isinstance(block, Block):
-            weight = cast(nn.Parameter, block.linear.weight)
-            copy = WeightCopy(weight) if precision.dtype == torch.bfloat16 else None
+            copy = None
+            # A weight of spectral norm 1 is computed anew in every forward: there is nothing to keep a copy of.
+            if precision.dtype == torch.bfloat16 and not is_parametrized(block.linear):
+                copy = WeightCopy(cast(nn.Parameter, block.linear.weight))
+                copies[copy.weight] = copy.matrix
             block.engine = MatrixEngine(copy)
-            if copy is not None:
-                copies[weight] = copy.matrix
     return copies
 
 

@@ -7,12 +7,13 @@ Hold the paper's appendix C beside :data:`TABLES`: one entry a line, in the orde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
@@ -59,12 +60,14 @@ class Tables:
     trunk: layers that D and Q share; D's head on top of it is one fc to one logit.
     recognition: Q's own layers, before its fc to ``spec.head_dim`` outputs.
     generator: from the latents to the image.
+    spectral: D's and Q's weights are divided by their largest singular value, and no batch norm follows them.
     """
 
     image: tuple[int, int, int]
     trunk: Sequence[Layer]
     recognition: Sequence[Layer]
     generator: Sequence[Layer]
+    spectral: bool = False
 
     @property
     def image_range(self) -> tuple[float, float]:
@@ -132,6 +135,21 @@ TABLES: dict[str, Tables] = {
             up(256, norm=True, stride=1),
             up(128, norm=True),
             up(64, norm=True),
+            up(1, act="sigmoid"),
+        ],
+    ),
+    # Not the paper's: those of Lin et al. 2020 (InfoGAN-CR) for dSprites, where D has no batch norm but spectral norm;
+    # theirs norm behind the activation, and G's upconvs are leaky
+    "dsprites": Tables(
+        image=(1, 64, 64),
+        trunk=[conv(32), conv(32, norm=True), conv(64, norm=True), conv(64, norm=True), fc(128, norm=True)],
+        recognition=[fc(128, norm=True)],
+        generator=[
+            fc(128, norm=True),
+            fc(64, norm=True, grid=4),
+            up(64, norm=True),
+            up(32, norm=True),
+            up(32, norm=True),
             up(1, act="sigmoid"),
         ],
     ),
@@ -235,19 +253,25 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D and Q: a shared trunk, an adversarial head of one logit and a recognition head of ``spec.head_dim`` outputs.
 
-    The heads are separate layers: D's logit is no unit of Q's.
+    The heads are separate layers: D's logit is no unit of Q's. With ``tables.spectral`` every layer has a weight of
+    spectral norm 1, estimated by a step of power iteration per forward in training (Miyato et al. 2018, Algorithm 1).
     """
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
         channels, height, _ = tables.image
-        self.trunk = _blocks(tables.trunk, (channels, height), "lrelu")
-        features = (_output(tables.trunk, (channels, height)), 1)
-        self.adversarial_head = _blocks([Layer("fc", 1, act="none")], features, "lrelu")
-        self.recognition_head = _blocks(
-            [*tables.recognition, Layer("fc", spec.head_dim, act="none")], features, "lrelu"
+        trunk, recognition = (
+            [replace(layer, norm=layer.norm and not tables.spectral) for layer in layers]
+            for layers in (tables.trunk, tables.recognition)
         )
+        self.trunk = _blocks(trunk, (channels, height), "lrelu")
+        features = (_output(trunk, (channels, height)), 1)
+        self.adversarial_head = _blocks([Layer("fc", 1, act="none")], features, "lrelu")
+        self.recognition_head = _blocks([*recognition, Layer("fc", spec.head_dim, act="none")], features, "lrelu")
         initialise(self)
+        if tables.spectral:
+            for block in [module for module in self.modules() if isinstance(module, Block)]:
+                spectral_norm(block.linear)
 
     def features(self, images: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ SPECS: dict[str, LatentSpec] = {
     "celeba-64": LatentSpec(128, (Categorical(10),) * 10),
     "faces": LatentSpec(128, (Uniform(5),)),
     "chairs": LatentSpec(128, (Categorical(20),) * 3 + (Uniform(1),)),
+    "dsprites": LatentSpec(5, (Uniform(5),)),
 }
 
 # Output shape after each convolution, transposed convolution or fc, from appendix C.
@@ -28,10 +31,12 @@ TRUNK = {
     "celeba-64": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)],
     "faces": [(64, 16, 16), (128, 8, 8), (1024,)],
     "chairs": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 8, 8), (256, 8, 8), (1024,)],
+    "dsprites": [(32, 32, 32), (32, 16, 16), (64, 8, 8), (64, 4, 4), (128,)],
 }
 RECOGNITION = {"mnist": [(128,), (14,)], "svhn": [(128,), (48,)], "celeba": [(128,), (100,)], "faces": [(10,)]}
 RECOGNITION["chairs"] = [(62,)]
 RECOGNITION["celeba-64"] = [(128,), (100,)]
+RECOGNITION["dsprites"] = [(128,), (10,)]
 GENERATOR = {
     "mnist": [(1024,), (7 * 7 * 128,), (64, 14, 14), (1, 28, 28)],
     "svhn": [(2 * 2 * 448,), (256, 4, 4), (128, 8, 8), (64, 16, 16), (3, 32, 32)],
@@ -39,6 +44,7 @@ GENERATOR = {
     "celeba-64": [(2 * 2 * 896,), (448, 4, 4), (256, 8, 8), (128, 16, 16), (64, 32, 32), (3, 64, 64)],
     "faces": [(1024,), (8 * 8 * 128,), (64, 16, 16), (1, 32, 32)],
     "chairs": [(1024,), (8 * 8 * 256,), (256, 8, 8), (256, 8, 8), (128, 16, 16), (64, 32, 32), (1, 64, 64)],
+    "dsprites": [(128,), (4 * 4 * 64,), (64, 8, 8), (32, 16, 16), (32, 32, 32), (1, 64, 64)],
 }
 # Which of those lines are followed by batch norm.
 NORMED = {
@@ -48,6 +54,7 @@ NORMED = {
     "celeba-64": ([0, 1, 1, 1], [1, 0], [1, 1, 1, 0, 0, 0]),
     "faces": ([0, 1, 1], [0], [1, 1, 1, 0]),
     "chairs": ([0, 1, 1, 1, 1, 1], [0], [1, 1, 1, 1, 1, 1, 0]),
+    "dsprites": ([0, 1, 1, 1, 1], [1, 0], [1, 1, 1, 1, 1, 0]),
 }
 
 
@@ -91,6 +98,12 @@ COUNTS = {
             [1, 1, 1, 1, 1, 1, 0],
         )
         - 2 * (16384 - 256),
+    ),
+    "dsprites": (
+        parameters([1, 32, 32, 64, 1024], [32, 32, 64, 64, 128], [16] * 4 + [1], [0, 1, 1, 1, 1]) + 129
+        + parameters([128, 128], [128, 10], [1, 1], [1, 0]),
+        parameters([10, 128, 64, 64, 32, 32], [128, 1024, 64, 32, 32, 1], [1, 1] + [16] * 4, [1, 1, 1, 1, 1, 0])
+        - 2 * (1024 - 64),
     ),
 }  # fmt: skip
 COUNTS["svhn"] = (
@@ -226,6 +239,24 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["blocks.0.linear.weight"], other["blocks.0.linear.weight"])
+
+
+def test_spectral_norm_takes_the_place_of_batch_norm_in_d_and_q() -> None:
+    spec = SPECS["dsprites"]
+    generator, discriminator = build(replace(TABLES["dsprites"], spectral=True), spec, seed=0)
+    assert not any(isinstance(module, NORMS) for module in discriminator.modules())
+    assert norm_flags(generator) == NORMED["dsprites"][2] and not any("original" in n for n in generator.state_dict())
+    layers = [module for module in discriminator.modules() if isinstance(module, WEIGHTED)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.parametrizations.weight.original.mul_(7.0)  # type: ignore[union-attr, operator, index]
+            layer.bias.normal_()  # type: ignore[union-attr]
+        for _ in range(50):  # each a step of power iteration
+            discriminator(torch.rand(2, 1, 64, 64))
+    discriminator.eval()
+    for layer in layers:
+        largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+        assert largest.item() == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("codes", [(), (Categorical(3),), (Uniform(2), Categorical(2), Categorical(64))])

@@ -90,8 +90,9 @@ def fp16_trains_here() -> bool:
         {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
         {"invariance": 0.5, "continuous_weight": 0.1},
         {"learn_prior": True, "invariance": 0.5},
+        {"spectral_norm": True},
     ],
-    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior"],
+    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "spectral norm"],
 )
 def test_resumed_run_is_bitwise_the_unbroken_one(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
