@@ -109,8 +109,8 @@ CLAIMS = {
     "dsprites": Claim(
         question="How disentangled are five continuous codes on sprites?",
         protocol=(
-            "Networks, learning rates, weights and spectral norm of Lin et al. 2020; their order of norm and activation "
-            "and two leaky ReLUs in G are not kept. Sprites of three shapes, six scales, 40 angles and 32 x 32 places as "
+            "Networks, learning rates, weights and spectral norm of Lin et al. 2020, but for the order of norm and "
+            "activation and two leaky ReLUs in G. Sprites of three shapes, six scales, 40 angles and 32 x 32 places as "
             "in dSprites, drawn by the project: 40,000 of the 737,280, and a hundredth of their 322,000 iterations. "
             "Published for dSprites: InfoGAN FactorVAE .82, DCI .60, MIG .22 (50 runs), InfoGAN-CR .88, .71, .37."
         ),
