@@ -204,9 +204,11 @@ def captured(made: Trainer) -> bool:
     return made._run.graph is not None and made._run.recorded is not None
 
 
+@pytest.mark.parametrize("spectral", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_replays_are_the_eager_iterations(make: Make, dtype: torch.dtype, tolerance: float) -> None:
-    eager, graphed = make("eager", dtype, capture="off"), make("graphed", dtype)
+def test_replays_are_the_eager_iterations(make: Make, dtype: torch.dtype, tolerance: float, spectral: bool) -> None:
+    eager = make("eager", dtype, capture="off", spectral_norm=spectral)
+    graphed = make("graphed", dtype, spectral_norm=spectral)
     for step in range(13):  # over the ends of two epochs
         eager.iteration(step)
         graphed.iteration(step)
