@@ -41,9 +41,9 @@ def spread(number: Number, found: np.ndarray) -> str:
 
 def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown: Sequence[Shown] = ()) -> str:
     """The Markdown file of a claim: question, table, protocol, failures, machine, figure, traversals."""
-    iterations = {config.iterations for config in claim.variants.values()}
     rates = values(rows, "images_per_second")
     configs = [claim.variants[row["variant"]] for row in rows]
+    iterations = {config.iterations for config in configs}
     images = np.array([config.iterations * config.batch for config in configs])
     failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
     machine = f"{rows[0]['cpu']}, {rows[0]['cores']} cores" if rows[0]["device"] == "cpu" else rows[0]["device"]
