@@ -66,13 +66,14 @@ def convolve_transposed(images: torch.Tensor, matrix: torch.Tensor, stride: int,
 def convolve_gradient(large: torch.Tensor, small: torch.Tensor, stride: int, before: int) -> torch.Tensor:
     """As the reference in :mod:`fastinfogan.ops.convolve`; CPU. Sums over chunks of images are taken in fp32."""
     rows = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1])
+    narrow = 16 * large.shape[1] < small.shape[1]  # the first and the last layer: the patches are the smaller factor
     total: torch.Tensor | None = None
     for first, end, patches in _patches(large, stride, before):
-        part = _transposed(rows[first:end]) @ patches
+        part = (_transposed(patches) @ rows[first:end]).t() if narrow else _transposed(rows[first:end]) @ patches
         total = part if total is None else total.float().add_(part)
     if total is None:
         total = torch.zeros((small.shape[1], 16 * large.shape[1]))
-    return total.to(small.dtype)
+    return total.to(small.dtype).contiguous()
 
 
 def _patches(images: torch.Tensor, stride: int, before: int) -> Iterator[tuple[int, int, torch.Tensor]]:
