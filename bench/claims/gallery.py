@@ -38,7 +38,7 @@ def best_traversals(claim: Claim, name: str, rows: Sequence[Row], runs: Path, fo
             row = max(judged, key=lambda row: float(row[best_column(factor)]))
             code, seed, strength = row[code_column(factor)], row["seed"], float(row[best_column(factor)])
             of_run = home(claim.variants[variant], int(seed), runs) / "figures" / f"traversal-{code}-final.png"
-            picture = folder / f"{'-'.join(re.findall(r'[a-z0-9]+', f'{name} {variant} {factor}'.lower()))}.png"
+            picture = folder / f"{_slug(f'{name} {variant} {factor}')}.png"
             if of_run.exists():
                 shutil.copyfile(of_run, picture)
             if picture.exists():
@@ -48,3 +48,8 @@ def best_traversals(claim: Claim, name: str, rows: Sequence[Row], runs: Path, fo
                 caption = f"{variant}: {code} of seed {seed}, {best}, {strength:.2f} {unit} {column}"
                 found.append(Shown(picture, caption))
     return found
+
+
+def _slug(text: str) -> str:
+    """``text`` as the name of a file: lower-case words with hyphens between them."""
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower().replace("'", "")))

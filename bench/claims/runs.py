@@ -146,7 +146,8 @@ def failure(confusion: Sequence[Sequence[int]]) -> str:
     split = [str(label) for label, row in enumerate(there) if sum(row) > 1]
     lost = [str(label) for label, row in enumerate(there) if not any(row)]
     told = [f"{labels} share a value" for labels in shared] + [f"{label} has two values" for label in split]
-    return ", ".join(told + [f"{label} is spread over many" for label in lost])
+    told += [f"{label} is spread over many" for label in lost]
+    return ", ".join(dict.fromkeys(told))  # two labels that share two values share them
 
 
 def _flat(value: object, path: str = "") -> list[tuple[str, float]]:
