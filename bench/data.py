@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench import plots
 from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
 from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
-from fastinfogan.data.decode import decode_all
+from fastinfogan.data.decode import decode_all, decoder_threads
 from fastinfogan.data.files import open_celeba
 
 IMAGE = (3, 32, 32)
@@ -134,7 +134,7 @@ def decoder_alone(encoded: Encoded, batch: int, device: torch.device) -> Callabl
     steps = len(files) // batch
     on_gpu = device.type == "cuda"
 
-    @pipeline_def(batch_size=batch, num_threads=len(os.sched_getaffinity(0)), device_id=0 if on_gpu else None)
+    @pipeline_def(batch_size=batch, num_threads=decoder_threads(), device_id=(device.index or 0) if on_gpu else None)
     def pixels() -> Any:
         content = fn.external_source(
             source=lambda info: files[info.iteration % steps * batch :][:batch],

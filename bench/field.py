@@ -14,8 +14,8 @@ from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import Decoded
 from fastinfogan.precision import Precision, choose_precision
 
-# Name in the table of results -> preset; all with the paper's objective. Every table of networks there is: what other
-# presets change (objective, variation, iterations) an iteration's time hardly knows of.
+# Name in the table of results -> preset; all with the paper's objective: the paper's tables, and the deeper one of its
+# family. What other presets of a table change (weights, rates, iterations) an iteration's time hardly knows of.
 TABLES = {
     "mnist": "mnist-paper",
     "celeba": "celeba",

@@ -127,7 +127,7 @@ class Decoder:
 
         @pipeline_def(
             batch_size=batch,
-            num_threads=_threads(),
+            num_threads=decoder_threads(),
             device_id=torch.empty(0, device=self.device).get_device() if on_gpu else None,
             prefetch_queue_depth=PREFETCH,
         )
@@ -269,7 +269,8 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _threads() -> int:
+def decoder_threads() -> int:
+    """The threads that a pipeline of this process decodes with: its share of the cores, at most MAX_THREADS."""
     return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
