@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from bench import plots
-from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
+from bench.measure import announce, in_turns, results_file, throughput_rows, write_csv
 from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.decode import decode_all, decoder_threads
 from fastinfogan.data.files import open_celeba
@@ -82,12 +82,7 @@ def main(options: Options | None = None) -> None:
         whole_batches = len(encoded) // options.batch * options.batch
         delivered = {name: len(encoded) if name == "dali-store" else whole_batches for name in turns}
         seconds = in_turns(turns, rounds, torch.device(options.device))
-    rows: list[dict[str, object]] = []
-    for name, values in seconds.items():
-        rate = quantiles(delivered[name] / values)
-        print(f"{name:<16} {rate['median']:>10.0f} images/s  (20 %: {rate['p20']:.0f}, 80 %: {rate['p80']:.0f})")
-        figures = {key: significant(value) for key, value in rate.items()}
-        rows.append({"provider": name, "metric": "throughput", "unit": "images/s", **figures, **machine})
+    rows = throughput_rows(seconds, delivered, machine)
     write_csv(out, rows)
     plots.save(plots.throughputs(rows), out)
 

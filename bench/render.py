@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from bench import plots
-from bench.measure import ROOT, announce, in_turns, quantiles, results_file, significant, write_csv
+from bench.measure import ROOT, announce, in_turns, results_file, throughput_rows, write_csv
 from fastinfogan.data.render import NAMES
 
 
@@ -42,12 +42,8 @@ def main() -> None:
     out = results_file("render", options.quick, options.out)
     machine = announce(torch.device("cpu"))
     runs = {name: partial(rendered, name, images) for name in NAMES}
-    rows: list[dict[str, object]] = []
-    for name, seconds in in_turns(runs, turns, torch.device("cpu")).items():
-        rate = quantiles(images / seconds)
-        print(f"{name:<12} {rate['median']:>8.0f} images/s  (20 %: {rate['p20']:.0f}, 80 %: {rate['p80']:.0f})")
-        figures = {key: significant(value) for key, value in rate.items()}
-        rows.append({"provider": name, "images": images, "unit": "images/s", **figures, **machine})
+    seconds = in_turns(runs, turns, torch.device("cpu"))
+    rows = throughput_rows(seconds, dict.fromkeys(NAMES, images), machine)
     write_csv(out, rows)
     plots.save(plots.throughputs(rows), out)
 

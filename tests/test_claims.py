@@ -164,7 +164,7 @@ def test_the_best_traversal_of_all_runs_is_shown(tmp_path: Path) -> None:
         {"variant": "plain", "seed": seed, "strokes/best/slant": rho, "strokes/code/slant": code}
         for seed, rho, code in (("0", "0.5", "c2"), ("1", "0.9", "c3"), ("2", "0.7", "c2"))
     ]
-    figures = runs.home(config, 1, tmp_path / "runs") / "figures"
+    figures = runs.home(replace(config, seed=1), tmp_path / "runs") / "figures"
     figures.mkdir(parents=True)
     (figures / "traversal-c3-final.png").write_bytes(b"the best")
     for there in (True, False):  # the picture stays when the runs are gone

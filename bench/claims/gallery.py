@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.claims.claim import Claim, Row
@@ -37,7 +37,8 @@ def best_traversals(claim: Claim, name: str, rows: Sequence[Row], runs: Path, fo
                 continue
             row = max(judged, key=lambda row: float(row[best_column(factor)]))
             code, seed, strength = row[code_column(factor)], row["seed"], float(row[best_column(factor)])
-            of_run = home(claim.variants[variant], int(seed), runs) / "figures" / f"traversal-{code}-final.png"
+            run = home(replace(claim.variants[variant], seed=int(seed)), runs)
+            of_run = run / "figures" / f"traversal-{code}-final.png"
             picture = folder / f"{_slug(f'{name} {variant} {factor}')}.png"
             if of_run.exists():
                 shutil.copyfile(of_run, picture)

@@ -36,10 +36,9 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def home(config: TrainConfig, seed: int, folder: Path) -> Path:
-    """Where below ``folder`` the run of ``config`` with that seed lies; claims train with ``--amp``."""
-    config = replace(config, amp=True)
-    return folder / f"{config.dataset}-{digest(config)}-{seed}"
+def home(config: TrainConfig, folder: Path) -> Path:
+    """Where below ``folder`` the run of ``config`` lies; claims train with ``--amp``."""
+    return folder / f"{config.dataset}-{digest(replace(config, amp=True))}-{config.seed}"
 
 
 def best_column(factor: str) -> str:
@@ -58,7 +57,7 @@ def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
     Raises:
         UserError: the training command failed.
     """
-    run = home(config, config.seed, folder)
+    run = home(config, folder)
     newest = checkpoint.newest(run)
     if newest is not None and checkpoint.load(newest).step >= config.iterations:
         return run
