@@ -8,10 +8,12 @@ Figure 1: Q watches, on features that it cannot change.
 
 One term is not the paper's and is off unless asked for. Nothing in L_I ties a category to what people call one kind of
 image, and on MNIST a category often ends up as a slant of two digits. ``invariance`` adds to the D phase, on the real
-batch, that Q gives an image and the same image turned, scaled or shifted a little the same category, and uses all
-categories as often as the prior of c does: each view's answers, balanced over the batch, are the targets of the other's
-(Caron et al. 2020, SwAV). What else was tried is in bench/NOTES.md. The continuous codes have no part in it. Where the
-prior is learnt (:mod:`fastinfogan.prior`) the categories' use may differ from it, and it follows.
+batch, that Q gives an image and the same image turned, scaled or shifted a little the same category, and uses the
+categories about as often as the prior of c does: each view's answers, moved towards the prior's frequencies in the
+batch, are the targets of the other's (Caron et al. 2020, SwAV, where the frequencies are met exactly). Exactly would be
+wrong: no batch of 128 has as many images of one kind as of another, and the answers that are moved to make up for it,
+though Q is sure of them, keep kinds mixed (bench/NOTES.md, with what else was tried). The continuous codes have no part
+in it. A prior that is learnt (:mod:`fastinfogan.prior`) follows the answers.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from fastinfogan.optimiser import adam_for
 from fastinfogan.precision import Precision
 from fastinfogan.prior import LearnedPrior
 
-SHARPNESS = 0.5  # of the balanced answers: below 1 they are surer than Q is, and so lead it
-PULL = 0.5  # of the learnt prior's shares on such answers: 0 is none, 1 allows no others
+SHARPNESS = 0.5  # of the targets: below 1 they are surer than Q is, and so lead it
+PULL = 0.9  # of the prior's shares on the targets: 0 is none, 1 allows no others
 Average = Callable[[list[torch.Tensor]], None]
 
 
@@ -46,8 +48,8 @@ class Objective:
     q_share: share of ``categorical_weight`` with which Q and the trunk learn; G always gets all of it. With
         ``invariance``, less than 1 lets Q heed the real images more than what G happens to draw for a category.
     saturating: G minimises log(1 - D), as Eq. 1 has it, instead of -log D.
-    invariance: weight of the cross-entropy between Q's categories on real images and on their warps, balanced over the
-        batch; needs ``trunk_mi``; 0 is the paper's objective.
+    invariance: weight of the cross-entropy between Q's categories on real images and on their warps, all of them in
+        about equal use; needs ``trunk_mi``; 0 is the paper's objective.
     """
 
     categorical_weight: float = 1.0
@@ -203,11 +205,11 @@ def invariance(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How well the categories of two Q outputs ``[n, spec.head_dim]`` on two views of the same images agree.
 
-    With p, q the softmaxes of the two and a, b their :func:`balanced` answers, the mean over rows of
+    With p, q the softmaxes of the two and a, b their :func:`leaning` answers, the mean over rows of
     (-sum b log p - sum a log q) / 2, summed over the codes: float32 ``[1]``, nats. With it the gradients of ``weight *
     loss_scale`` times it with respect to ``one`` and ``other``, in their dtype; a and b are constants, so that
-    d / d logits of p = (p - b) / 2n. ``average`` lets several processes balance over all their rows. Where a ``prior``
-    is learnt, a and b are :func:`leaning` towards it.
+    d / d logits of p = (p - b) / 2n. ``average`` lets several processes lean over all their rows. The answers lean
+    towards equal shares, or where a ``prior`` is learnt, towards it.
     """
     gradients = [torch.zeros_like(outputs, dtype=torch.float32) for outputs in (one, other)]
     total = gradients[0].new_zeros(1)
@@ -215,11 +217,8 @@ def invariance(
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
         logits = [outputs[:, columns].float() for outputs in (one, other)]
-        if prior is None:
-            targets = [balanced(own, average) for own in logits][::-1]
-        else:
-            log_shares = prior.probabilities()[code].clamp_min(1e-12).log()
-            targets = [leaning(own, log_shares, average) for own in logits][::-1]
+        shares = None if prior is None else prior.probabilities()[code]
+        targets = [leaning(own, shares, average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
             log_probability = torch.log_softmax(own, 1)
             total -= (target * log_probability).sum() / (2 * len(own))
@@ -227,26 +226,14 @@ def invariance(
     return total, gradients[0].to(one.dtype), gradients[1].to(other.dtype)
 
 
-def balanced(logits: torch.Tensor, average: Average | None = None, rounds: int = 4) -> torch.Tensor:
-    """Distributions ``[n, k]`` over categories, as near to the softmax of ``logits / SHARPNESS`` as can be if all
-    categories share the rows equally: Sinkhorn's alternating normalisation of columns and rows, which ends with rows.
-
-    Source: Cuturi 2013; Caron et al. 2020, section 3.1. In logarithms, so that a category that nothing chooses is given
-    the rows that are nearest to it, however far they are.
-    """
-    scores = logits / SHARPNESS
-    for _ in range(rounds):
-        scores = torch.log_softmax(scores - _log_shares(scores, average), 1)
-    return scores.exp()
-
-
 def leaning(
-    logits: torch.Tensor, log_shares: torch.Tensor, average: Average | None = None, rounds: int = 4
+    logits: torch.Tensor, shares: torch.Tensor | None = None, average: Average | None = None, rounds: int = 4
 ) -> torch.Tensor:
-    """:func:`balanced` answers for categories that need not have exactly the shares exp(``log_shares``) ``[k]`` of the
-    rows, and only lean towards them.
+    """Distributions ``[n, k]`` over categories, near the softmax of ``logits / SHARPNESS`` and leaning towards using
+    the categories in ``shares`` ``[k]``, equal ones where none are given.
 
-    Source: Chizat et al. 2018, Scaling algorithms for unbalanced transport problems.
+    Source: Cuturi 2013 and Caron et al. 2020, section 3.1, for exact shares; Chizat et al. 2018, Scaling algorithms for
+    unbalanced transport problems, for those that lean.
 
     1. The answers are exp(s_ij + v_j - r_i) with scores s = ``logits`` / SHARPNESS, and r such that rows sum to 1.
        Columns sum to n p_j, for n rows and shares p, where v_j = ln(n p_j) - ln sum over i of exp(s_ij - r_i).
@@ -254,8 +241,10 @@ def leaning(
        counts 1, have rho / (1 + rho) = PULL times that. So v_j is bounded by how far a category is from its share: it
        moves rows that hesitate and none that Q is sure of, as exact shares do at any price.
     3. The sum in it is the answers' column over exp(v_j); what all columns have in common, ln n, is nothing to a row.
+       All in logarithms, so that a category that nothing chooses has a finite pull too.
     """
     scores = logits / SHARPNESS
+    log_shares = scores.new_zeros(scores.shape[1]) if shares is None else shares.clamp_min(1e-12).log()
     pull = torch.zeros_like(log_shares)
     for _ in range(rounds):
         pull = PULL * (log_shares + pull - _log_shares(torch.log_softmax(scores + pull, 1), average))

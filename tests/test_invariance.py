@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan import Categorical, LatentSpec, Uniform, objective
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.errors import UserError
-from fastinfogan.objective import SHARPNESS, Objective, balanced, invariance
+from fastinfogan.objective import PULL, SHARPNESS, Objective, invariance, leaning
 from fastinfogan.warp import random_affine
 from tests.test_objective import Game
 
@@ -31,18 +31,20 @@ def answers(seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor
 
 
 def disagreement(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The swapped cross-entropies, with Sinkhorn's normalisation of probabilities as its authors write it."""
+    """The swapped cross-entropies; targets by scaling rows and columns of probabilities, as Chizat et al. write it."""
     total = one.new_zeros(())
     for code in range(len(SPEC.categorical)):
         columns = SPEC.logit_columns(code)
         views = [one[:, columns], other[:, columns]]
         targets = []
         for logits in views:
-            assignment = (logits.detach() / SHARPNESS).exp()
+            kernel = (logits.detach() / SHARPNESS).exp()
+            share, of_columns = len(logits) / logits.shape[1], kernel.new_ones(logits.shape[1])
             for _ in range(4):
-                assignment = assignment / assignment.sum(0, keepdim=True)
-                assignment = assignment / assignment.sum(1, keepdim=True)
-            targets.append(assignment)
+                of_rows = 1 / (kernel @ of_columns)
+                of_columns = (share / (of_rows @ kernel)) ** PULL
+            scaled = kernel * of_columns
+            targets.append(scaled / scaled.sum(1, keepdim=True))
         total = total + (F.cross_entropy(views[0], targets[1]) + F.cross_entropy(views[1], targets[0])) / 2
     return total
 
@@ -58,24 +60,70 @@ def test_the_term_and_both_its_gradients_are_autograds() -> None:
         assert not gradient[:, SPEC.mean_columns].any() and not gradient[:, SPEC.log_std_columns].any()
 
 
-def test_balanced_answers_are_distributions_that_use_every_category_alike() -> None:
+def shares_of(answers: torch.Tensor) -> torch.Tensor:
+    return answers.sum(0) / len(answers)
+
+
+def test_answers_that_may_not_lean_have_exactly_the_shares_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = 3 * torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) + torch.tensor([4.0, 0, 0, -2, 1])
-    shares = balanced(logits, rounds=60)
-    torch.testing.assert_close(shares.sum(1), torch.ones(400))
-    torch.testing.assert_close(shares.sum(0), torch.full((5,), 80.0), atol=0.1, rtol=0)
-    assert torch.softmax(logits, 1).sum(0).max() > 200
+    assert shares_of(torch.softmax(logits, 1)).max() > 0.5
+    monkeypatch.setattr(objective, "PULL", 1.0)
+    for wanted in (torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]), None):
+        found = leaning(logits, wanted, rounds=60)
+        torch.testing.assert_close(found.sum(1), torch.ones(400))
+        expected = torch.full((5,), 0.2) if wanted is None else wanted
+        torch.testing.assert_close(shares_of(found), expected, atol=1e-3, rtol=0)
 
 
-def test_a_category_that_nothing_chooses_is_given_its_share() -> None:
+def test_leaning_answers_are_the_optimum_of_the_unbalanced_transport() -> None:
+    """Found by descent: entropy and cost of the answers, rows fixed, columns at rho times their divergence."""
+    generator = torch.Generator().manual_seed(0)
+    n, k, rho = 12, 3, PULL / (1 - PULL)
+    logits, shares = torch.randn(n, k, generator=generator), torch.tensor([0.5, 0.3, 0.2])
+    free = torch.zeros(n, k, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def cost() -> torch.Tensor:
+        descent.zero_grad()
+        answers = torch.softmax(free, 1)
+        columns, wanted = answers.sum(0), n * shares.double()
+        entropy = (answers * answers.log()).sum() - (answers * logits.double() / SHARPNESS).sum()
+        total = entropy + rho * (columns * (columns / wanted).log()).sum()
+        total.backward()
+        return total
+
+    descent.step(cost)
+    found = leaning(logits, shares, rounds=60)
+    torch.testing.assert_close(found.double(), torch.softmax(free.detach(), 1), atol=1e-4, rtol=0)
+
+
+def test_answers_that_q_is_sure_of_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where exact shares would move them at any price."""
+    logits = torch.zeros(100, 2)
+    logits[:90, 0], logits[90:, 1] = 20.0, 20.0
+    assert shares_of(leaning(logits)).tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
+    monkeypatch.setattr(objective, "PULL", 1.0)
+    assert shares_of(leaning(logits, rounds=60)).tolist() == pytest.approx([0.5, 0.5], abs=1e-2)
+
+
+def test_a_category_that_is_chosen_too_seldom_is_given_the_rows_that_are_nearest() -> None:
+    logits = torch.zeros(30, 3)
+    logits[:, 2] = -2.0
+    logits[:10, 2] += 1.0
+    answers, plain = leaning(logits), torch.softmax(logits / SHARPNESS, 1)
+    assert shares_of(plain)[2] < shares_of(answers)[2] < 1 / 3
+    assert (answers > plain)[:, 2].all() and answers[:10, 2].min() > answers[10:, 2].max()
+
+
+def test_a_category_however_far_has_a_finite_share() -> None:
     logits = torch.zeros(30, 3)
     logits[:, 2] = -1e4
-    logits[:10, 2] += 1.0
-    shares = balanced(logits, rounds=40)
-    assert torch.isfinite(shares).all() and shares[:10, 2].sum() > shares[10:, 2].sum() / 2
-    assert shares[:, 2].sum() == pytest.approx(10, rel=0.05)
+    answers = leaning(logits)
+    assert torch.isfinite(answers).all() and answers[:, 2].max() < 1e-6
+    torch.testing.assert_close(answers.sum(1), torch.ones(30))
 
 
-def test_sure_equal_and_balanced_answers_disagree_by_nothing() -> None:
+def test_sure_and_equal_answers_in_equal_use_disagree_by_nothing() -> None:
     sure = torch.zeros(15, SPEC.head_dim)
     for code, k in enumerate(SPEC.categorical):
         first = SPEC.logit_columns(code).start
@@ -85,7 +133,7 @@ def test_sure_equal_and_balanced_answers_disagree_by_nothing() -> None:
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_processes_balance_over_all_their_rows() -> None:
+def test_processes_lean_over_all_their_rows() -> None:
     one, other = answers(1, torch.float32)
     whole = [invariance(SPEC, one, other, 1.0)]
     halves = [(one[:3], other[:3]), (one[3:], other[3:])]
