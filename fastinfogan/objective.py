@@ -13,7 +13,7 @@ categories about as often as the prior of c does: each view's answers, moved tow
 batch, are the targets of the other's (Caron et al. 2020, SwAV, where the frequencies are met exactly). Exactly would be
 wrong: no batch of 128 has as many images of one kind as of another, and the answers that are moved to make up for it,
 though Q is sure of them, keep kinds mixed (bench/NOTES.md, with what else was tried). The continuous codes have no part
-in it. A prior that is learnt (:mod:`fastinfogan.prior`) follows the answers.
+in it. A learnt prior (:mod:`fastinfogan.prior`) follows the answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from fastinfogan.precision import Precision
 from fastinfogan.prior import LearnedPrior
 
 SHARPNESS = 0.5  # of the targets: below 1 they are surer than Q is, and so lead it
-PULL = 0.9  # of the prior's shares on the targets: 0 is none, 1 allows no others
+PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
+PRIOR_PULL = (
+    0.5  # of a learnt prior's: with more, what Q answers hardly differs from the prior, and it stays where it is
+)
 Average = Callable[[list[torch.Tensor]], None]
 
 
@@ -217,8 +220,10 @@ def invariance(
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
         logits = [outputs[:, columns].float() for outputs in (one, other)]
-        shares = None if prior is None else prior.probabilities()[code]
-        targets = [leaning(own, shares, average) for own in logits][::-1]
+        if prior is None:
+            targets = [leaning(own, PULL, average=average) for own in logits][::-1]
+        else:
+            targets = [leaning(own, PRIOR_PULL, prior.probabilities()[code], average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
             log_probability = torch.log_softmax(own, 1)
             total -= (target * log_probability).sum() / (2 * len(own))
@@ -227,10 +232,14 @@ def invariance(
 
 
 def leaning(
-    logits: torch.Tensor, shares: torch.Tensor | None = None, average: Average | None = None, rounds: int = 4
+    logits: torch.Tensor,
+    pull: float,
+    shares: torch.Tensor | None = None,
+    average: Average | None = None,
+    rounds: int = 4,
 ) -> torch.Tensor:
     """Distributions ``[n, k]`` over categories, near the softmax of ``logits / SHARPNESS`` and leaning towards using
-    the categories in ``shares`` ``[k]``, equal ones where none are given.
+    the categories in ``shares`` ``[k]``, equal ones where none are given; with a ``pull`` of 1 they meet them.
 
     Source: Cuturi 2013 and Caron et al. 2020, section 3.1, for exact shares; Chizat et al. 2018, Scaling algorithms for
     unbalanced transport problems, for those that lean.
@@ -238,17 +247,17 @@ def leaning(
     1. The answers are exp(s_ij + v_j - r_i) with scores s = ``logits`` / SHARPNESS, and r such that rows sum to 1.
        Columns sum to n p_j, for n rows and shares p, where v_j = ln(n p_j) - ln sum over i of exp(s_ij - r_i).
     2. Columns that may differ, at the cost of rho times their KL divergence from n p_j where the answers' entropy
-       counts 1, have rho / (1 + rho) = PULL times that. So v_j is bounded by how far a category is from its share: it
-       moves rows that hesitate and none that Q is sure of, as exact shares do at any price.
+       counts 1, have rho / (1 + rho) = ``pull`` times that. So v_j is bounded by how far a category is from its share:
+       it moves rows that hesitate and none that Q is sure of, as exact shares do at any price.
     3. The sum in it is the answers' column over exp(v_j); what all columns have in common, ln n, is nothing to a row.
-       All in logarithms, so that a category that nothing chooses has a finite pull too.
+       All in logarithms, so that a category that nothing chooses has a finite v_j too.
     """
     scores = logits / SHARPNESS
     log_shares = scores.new_zeros(scores.shape[1]) if shares is None else shares.clamp_min(1e-12).log()
-    pull = torch.zeros_like(log_shares)
+    moved = torch.zeros_like(log_shares)
     for _ in range(rounds):
-        pull = PULL * (log_shares + pull - _log_shares(torch.log_softmax(scores + pull, 1), average))
-    return torch.softmax(scores + pull, 1)
+        moved = pull * (log_shares + moved - _log_shares(torch.log_softmax(scores + moved, 1), average))
+    return torch.softmax(scores + moved, 1)
 
 
 def _log_shares(scores: torch.Tensor, average: Average | None) -> torch.Tensor:
