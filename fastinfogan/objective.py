@@ -10,10 +10,10 @@ One term is not the paper's and is off unless asked for. Nothing in L_I ties a c
 image, and on MNIST a category often ends up as a slant of two digits. ``invariance`` adds to the D phase, on the real
 batch, that Q gives an image and the same image turned, scaled or shifted a little the same category, and uses the
 categories about as often as the prior of c does: each view's answers, moved towards the prior's frequencies in the
-batch, are the targets of the other's (Caron et al. 2020, SwAV, where the frequencies are met exactly). Exactly would be
-wrong: no batch of 128 has as many images of one kind as of another, and the answers that are moved to make up for it,
-though Q is sure of them, keep kinds mixed (bench/NOTES.md, with what else was tried). The continuous codes have no part
-in it. A learnt prior (:mod:`fastinfogan.prior`) follows the answers.
+batch, are the targets of the other's (Caron et al. 2020, SwAV, where the frequencies are met exactly). A batch seldom
+has as many images of one kind as of another, so to meet them answers are moved that Q is sure of; on MNIST that kept
+kinds mixed on some seeds (bench/NOTES.md, with what else was tried). The continuous codes have no part in it. A learnt
+prior (:mod:`fastinfogan.prior`) follows the answers.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ from fastinfogan.prior import LearnedPrior
 
 SHARPNESS = 0.5  # of the targets: below 1 they are surer than Q is, and so lead it
 PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
-PRIOR_PULL = (
-    0.5  # of a learnt prior's: with more, what Q answers hardly differs from the prior, and it stays where it is
-)
+PRIOR_PULL = 0.5  # of a learnt prior's: with more, Q's answers hardly differ from it, and it stays where it is
 Average = Callable[[list[torch.Tensor]], None]
 
 
