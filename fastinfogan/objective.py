@@ -32,7 +32,7 @@ from fastinfogan.optimiser import adam_for
 from fastinfogan.precision import Precision
 from fastinfogan.prior import LearnedPrior
 
-SHARPNESS = 0.3  # of the targets: below 1 they are surer than Q is, and so lead it
+SHARPNESS = 0.2  # of the targets: below 1 they are surer than Q is, and so lead it
 PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 PRIOR_PULL = 0.5  # of a learnt prior's: with more, Q's answers hardly differ from it, and it stays where it is
 Average = Callable[[list[torch.Tensor]], None]
