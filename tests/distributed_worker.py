@@ -32,7 +32,8 @@ CONFIG = TrainConfig(
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "trunk gets MI": {},
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
-    "invariance": {"invariance": 1.0},
+    # Not 1.0: one process whose first weights are nudged by 1e-7 ends 5 % elsewhere there, as it meets a kink.
+    "invariance": {"invariance": 2.0},
     "spectral norm": {"spectral_norm": True},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }

@@ -68,7 +68,7 @@ def test_answers_that_may_not_lean_have_exactly_the_shares_asked_for() -> None:
     logits = 3 * torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) + torch.tensor([4.0, 0, 0, -2, 1])
     assert shares_of(torch.softmax(logits, 1)).max() > 0.5
     for wanted in (torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]), None):
-        found = leaning(logits, 1.0, wanted, rounds=60)
+        found = leaning(logits, 1.0, wanted, rounds=500)
         torch.testing.assert_close(found.sum(1), torch.ones(400))
         expected = torch.full((5,), 0.2) if wanted is None else wanted
         torch.testing.assert_close(shares_of(found), expected, atol=1e-3, rtol=0)
