@@ -46,7 +46,8 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
     iterations = {config.iterations for config in configs}
     images = np.array([config.iterations * config.batch for config in configs])
     failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
-    machine = f"{rows[0]['cpu']}, {rows[0]['cores']} cores" if rows[0]["device"] == "cpu" else rows[0]["device"]
+    cores = f"{rows[0]['cores']} core{'s' if rows[0]['cores'] != '1' else ''}"
+    machine = f"{rows[0]['cpu']}, {cores}" if rows[0]["device"] == "cpu" else rows[0]["device"]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     told = [
         f"# {claim.question}",
