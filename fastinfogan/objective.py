@@ -34,7 +34,9 @@ from fastinfogan.prior import LearnedPrior
 
 SHARPNESS = 0.2  # of the targets: below 1 they are surer than Q is, and so lead it
 PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
-PRIOR_PULL = 0.5  # of a learnt prior's: with more, Q's answers hardly differ from it, and it stays where it is
+# Under a learnt prior. Sharper, categories that are frequent early take those that are not; pulled more, Q's answers
+# hardly differ from the prior, and it stays where it is.
+PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
 Average = Callable[[list[torch.Tensor]], None]
 
 
@@ -219,9 +221,10 @@ def invariance(
         columns = spec.logit_columns(code)
         logits = [outputs[:, columns].float() for outputs in (one, other)]
         if prior is None:
-            targets = [leaning(own, PULL, average=average) for own in logits][::-1]
+            targets = [leaning(own / SHARPNESS, PULL, average=average) for own in logits][::-1]
         else:
-            targets = [leaning(own, PRIOR_PULL, prior.probabilities()[code], average) for own in logits][::-1]
+            shares = prior.probabilities()[code]
+            targets = [leaning(own / PRIOR_SHARPNESS, PRIOR_PULL, shares, average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
             log_probability = torch.log_softmax(own, 1)
             total -= (target * log_probability).sum() / (2 * len(own))
@@ -230,19 +233,19 @@ def invariance(
 
 
 def leaning(
-    logits: torch.Tensor,
+    scores: torch.Tensor,
     pull: float,
     shares: torch.Tensor | None = None,
     average: Average | None = None,
     rounds: int = 4,
 ) -> torch.Tensor:
-    """Distributions ``[n, k]`` over categories, near the softmax of ``logits / SHARPNESS`` and leaning towards using
-    the categories in ``shares`` ``[k]``, equal ones where none are given; with a ``pull`` of 1 they meet them.
+    """Distributions over categories, near the softmax of ``scores`` ``[n, k]`` and leaning towards using the categories
+    in ``shares`` ``[k]``, equal ones where none are given; with a ``pull`` of 1 they meet them.
 
     Source: Cuturi 2013 and Caron et al. 2020, section 3.1, for exact shares; Chizat et al. 2018, Scaling algorithms for
     unbalanced transport problems, for those that lean.
 
-    1. The answers are exp(s_ij + v_j - r_i) with scores s = ``logits`` / SHARPNESS, and r such that rows sum to 1.
+    1. The answers are exp(s_ij + v_j - r_i) with scores s, and r such that rows sum to 1.
        Columns sum to n p_j, for n rows and shares p, where v_j = ln(n p_j) - ln sum over i of exp(s_ij - r_i).
     2. Columns that may differ, at the cost of rho times their KL divergence from n p_j where the answers' entropy
        counts 1, have rho / (1 + rho) = ``pull`` times that. So v_j is bounded by how far a category is from its share:
@@ -250,7 +253,6 @@ def leaning(
     3. The sum in it is the answers' column over exp(v_j); what all columns have in common, ln n, is nothing to a row.
        All in logarithms, so that a category that nothing chooses has a finite v_j too.
     """
-    scores = logits / SHARPNESS
     log_shares = scores.new_zeros(scores.shape[1]) if shares is None else shares.clamp_min(1e-12).log()
     moved = torch.zeros_like(log_shares)
     for _ in range(rounds):

@@ -18,7 +18,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.networks import build
-from fastinfogan.objective import PRIOR_PULL, invariance, leaning
+from fastinfogan.objective import PRIOR_PULL, PRIOR_SHARPNESS, invariance, leaning
 from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import EVALUATION, FIGURES, LATENTS, PRIORS
 from fastinfogan.prior import RATE, LearnedPrior, draw_latents
@@ -150,7 +150,7 @@ def test_the_invariance_term_leans_towards_a_learnt_prior() -> None:
     expected = torch.zeros(())
     for code, wanted in enumerate(FREQUENCIES):
         views = [view[:, SPEC.logit_columns(code)] for view in (one, other)]
-        targets = [leaning(view, PRIOR_PULL, torch.tensor(wanted)) for view in views]
+        targets = [leaning(view / PRIOR_SHARPNESS, PRIOR_PULL, torch.tensor(wanted)) for view in views]
         for view, target in zip(views, targets[::-1], strict=True):
             expected = expected + torch.nn.functional.cross_entropy(view, target) / 2
     value, *gradients = invariance(SPEC, one, other, 1.0, prior=prior)
