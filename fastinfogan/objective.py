@@ -34,8 +34,8 @@ from fastinfogan.prior import LearnedPrior
 
 SHARPNESS = 0.2  # of the targets: below 1 they are surer than Q is, and so lead it
 PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
-# Under a learnt prior. Sharper, categories that are frequent early take those that are not; pulled more, Q's answers
-# hardly differ from the prior, and it stays where it is.
+# Under a learnt prior. Sharper, it ends more unequal than the classes are; pulled more, Q's answers hardly differ from
+# it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
 Average = Callable[[list[torch.Tensor]], None]
 
