@@ -114,6 +114,15 @@ def test_a_category_that_is_chosen_too_seldom_is_given_the_rows_that_are_nearest
     assert (answers > plain)[:, 2].all() and answers[:10, 2].min() > answers[10:, 2].max()
 
 
+def test_a_category_that_nothing_chooses_is_given_exact_shares_too() -> None:
+    scores = torch.zeros(30, 3)
+    scores[:, 2] = -2e4
+    scores[:10, 2] += 2.0
+    shares = leaning(scores, 1.0, rounds=40)
+    assert torch.isfinite(shares).all() and shares[:10, 2].sum() > shares[10:, 2].sum() / 2
+    assert shares[:, 2].sum() == pytest.approx(10, rel=0.05)
+
+
 def test_a_category_however_far_has_a_finite_share() -> None:
     logits = torch.zeros(30, 3)
     logits[:, 2] = -1e4

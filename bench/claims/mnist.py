@@ -32,10 +32,6 @@ _CATEGORIES = (
     "Error of argmax Q(c1|x): values matched to labels one to one on the training images, counted on the test images; "
     "batch-norm statistics of 10,000 training images; test labels chose nothing."
 )
-_RECIPE = (
-    "The quick start: --invariance 4, Q's share of the categorical weight 0.1, continuous weight 0.1, D's rate 5e-4, "
-    "both rates falling to 0, learnt std. No labels."
-)
 _STROKES = (
     "Slant and width: the largest absolute rank correlation of either continuous code with them, within a category, on "
     "5,000 generated digits."
@@ -61,6 +57,21 @@ def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
 
 
 _OBJECTIVE = replace(PAPER, iterations=2000)
+_STROKE_FACTORS = ("strokes/slant", "strokes/width")
+_DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH)
+_INVARIANCE = Claim(
+    question="Beyond the paper: do categories that outlive small warps of real images become digits?",
+    protocol=(
+        f"The quick start: --invariance 4, Q's share of the categorical weight 0.1, continuous weight 0.1, D's rate "
+        f"5e-4, both rates falling to 0, learnt std. No labels. {_CATEGORIES} {_STROKES}"
+    ),
+    variants={"quick start": QUICK_START},
+    seeds=SEEDS,
+    groups=DIGIT_GROUPS,
+    numbers=_DIGIT_NUMBERS,
+    draw=dotted([ERROR, FID, SLANT, WIDTH]),
+    shown={"quick start": _STROKE_FACTORS},
+)
 
 CLAIMS = {
     "information": Claim(
@@ -86,29 +97,17 @@ CLAIMS = {
         variants={"the paper's": replace(PAPER, iterations=5000)},
         seeds=SEEDS,
         groups=DIGIT_GROUPS,
-        numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
+        numbers=_DIGIT_NUMBERS,
         draw=dotted([ERROR, NMI, INFORMATION]),
-        shown={"the paper's": ("strokes/slant", "strokes/width")},
+        shown={"the paper's": _STROKE_FACTORS},
     ),
-    "invariance": Claim(
-        question="Beyond the paper: do categories that outlive small warps of real images become digits?",
-        protocol=f"{_RECIPE} {_CATEGORIES} {_STROKES}",
-        variants={"quick start": QUICK_START},
-        seeds=SEEDS,
-        groups=DIGIT_GROUPS,
-        numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
-        draw=dotted([ERROR, FID, SLANT, WIDTH]),
-        shown={"quick start": ("strokes/slant", "strokes/width")},
-    ),
-    "longer": Claim(
+    "invariance": _INVARIANCE,
+    "longer": replace(
+        _INVARIANCE,
         question="Beyond the paper: what does the quick start reach if it is given five times as long?",
-        protocol=f"{_RECIPE} Over 5,000 iterations instead of 1,000. {_CATEGORIES} {_STROKES}",
+        protocol=f"5,000 iterations instead of 1,000. {_INVARIANCE.protocol}",
         variants={"five times as long": replace(QUICK_START, iterations=5000)},
-        seeds=SEEDS,
-        groups=DIGIT_GROUPS,
-        numbers=(ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH),
-        draw=dotted([ERROR, FID, SLANT, WIDTH]),
-        shown={"five times as long": ("strokes/slant", "strokes/width")},
+        shown={"five times as long": _STROKE_FACTORS},
     ),
     "ablation": Claim(
         question="What of the quick start makes its categories digits?",
