@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fastinfogan.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 def results_file(name: str, quick: bool, out: Path | None) -> Path:
@@ -55,6 +57,21 @@ def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str
         except PackageNotFoundError:
             columns[package] = "not installed"
     return columns
+
+
+def machine_name(row: Mapping[str, Any]) -> str:
+    """What in :func:`machine_columns` decides how fast a row's run was, to be read: ``AMD EPYC, 2 cores``."""
+    if row["device"] != "cpu":
+        return str(row["device"])
+    return f"{row['cpu']}, {row['cores']} core{'s' if row['cores'] != '1' else ''}"
+
+
+def by_machine(rows: Sequence[AnyRow]) -> dict[str, list[AnyRow]]:
+    """The rows of each machine, by its name: times of different ones say nothing of each other."""
+    machines: dict[str, list[AnyRow]] = {}
+    for row in rows:
+        machines.setdefault(machine_name(row), []).append(row)
+    return machines
 
 
 def _commit() -> str:

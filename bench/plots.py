@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.measure import AnyRow, by_machine
 from bench.stopwatch import PHASES
 
 Row = Mapping[str, object]
-AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 def save(figure: Figure, csv: Path) -> None:
@@ -78,24 +77,30 @@ def throughputs(rows: Sequence[Row]) -> Figure:
 
 
 def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
-    """Error on the held-out images against seconds from the cold start: a line per run, a colour per contestant."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for colour, contestant in enumerate(distinct(curves, "contestant")):
-        of_contestant = only(curves, contestant=contestant)
-        for number, seed in enumerate(distinct(of_contestant, "seed")):
-            run = only(of_contestant, seed=seed)
-            seconds, errors = ([_number(row, name) for row in run] for name in ("seconds", "error"))
-            label = str(contestant) if number == 0 else None
-            axes.plot(seconds, [100 * e for e in errors], ".-", color=f"C{colour}", linewidth=0.9, label=label)
-    for target in targets:
-        axes.axhline(100 * target, color="grey", linestyle="--", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", ylabel="error of argmax Q(c1|x) on held-out images, %")
-    axes.set_xlabel("seconds from the cold start, evaluations not counted")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend()
+    """Error on the held-out images against seconds from the cold start: a line per run, a colour per contestant.
+
+    A panel per machine.
+    """
+    contestants, machines = distinct(curves, "contestant"), by_machine(curves)
+    figure = Figure(figsize=(0.7 + 6.3 * len(machines), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(machines), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, (machine, of_machine) in zip(panels, machines.items(), strict=True):
+        for contestant in distinct(of_machine, "contestant"):
+            colour = f"C{contestants.index(contestant)}"
+            of_contestant = only(of_machine, contestant=contestant)
+            for number, seed in enumerate(distinct(of_contestant, "seed")):
+                run = only(of_contestant, seed=seed)
+                seconds, errors = ([_number(row, name) for row in run] for name in ("seconds", "error"))
+                label = str(contestant) if number == 0 else None
+                axes.plot(seconds, [100 * e for e in errors], ".-", color=colour, linewidth=0.9, label=label)
+        for target in targets:
+            axes.axhline(100 * target, color="grey", linestyle="--", linewidth=0.8)
+        axes.set(title=machine, xlabel="seconds from the cold start, evaluations not counted", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend()
+    panels[0].set(yscale="log", ylabel="error of argmax Q(c1|x) on held-out images, %")
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("{x:g}")
     return figure
 
 

@@ -14,6 +14,7 @@ an interruption, or with more seeds.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import subprocess
@@ -29,7 +30,18 @@ import tyro
 
 from bench import plots
 from bench.field import format_name
-from bench.measure import ROOT, announce, append_csv, open_csv, read_csv, results_file, significant
+from bench.measure import (
+    ROOT,
+    announce,
+    append_csv,
+    by_machine,
+    machine_name,
+    open_csv,
+    read_csv,
+    results_file,
+    significant,
+)  # fmt: skip
+from bench.plots import distinct, only
 from bench.race import CONTESTANTS, MI_NATS, TARGETS, Point, Race, configuration, reached
 from fastinfogan import data
 from fastinfogan.errors import UserError
@@ -111,9 +123,7 @@ def main() -> None:
         append_csv(out, [row])
     runs = latest(read_csv(out))
     print("\n".join(table(runs)))
-    finished = {(run["contestant"], run["seed"], run["finished"]) for run in runs}
-    drawn = [row for row in read_csv(curves) if (row["contestant"], row["seed"], row["finished"]) in finished]
-    plots.save(plots.speedrun(drawn, TARGETS), out)
+    plots.save(plots.speedrun(with_their_runs(read_csv(curves), runs), TARGETS), out)
 
 
 def identity(race: Race) -> dict[str, str]:
@@ -202,19 +212,27 @@ def _rounded(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def latest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Of each contestant and seed the row that was written last."""
-    return list({(row["contestant"], row["seed"]): row for row in rows}.values())
+    """Of each contestant and seed the row that was written last, on each machine."""
+    return list({(machine_name(row), row["contestant"], row["seed"]): row for row in rows}.values())
+
+
+def with_their_runs(points: Sequence[dict[str, str]], runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The ``points`` of curves that belong to any of ``runs``, each with the columns of its run as well."""
+    by_end = {(run["contestant"], run["seed"], run["finished"]): run for run in runs}
+    keyed = [((point["contestant"], point["seed"], point["finished"]), point) for point in points]
+    return [by_end[key] | point for key, point in keyed if key in by_end]
 
 
 def table(runs: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines: per contestant and target how many seeds arrived, and lowest, median and highest seconds.
+    """Lines: per machine, contestant and target how many seeds arrived, and lowest, median and highest seconds.
 
     A seed that did not arrive counts as later than all others.
     """
     lines = [f"{'contestant':<12}{'error':>6}{'arrived':>10}   seconds: lowest / median / highest"]
-    for contestant in dict.fromkeys(run["contestant"] for run in runs):
-        for target in TARGETS:
-            cells = [run[f"seconds_to_{100 * target:g}"] for run in runs if run["contestant"] == contestant]
+    for machine, of_machine in by_machine(runs).items():
+        lines.append(f"on {machine}:")
+        for contestant, target in itertools.product(distinct(of_machine, "contestant"), TARGETS):
+            cells = [run[f"seconds_to_{100 * target:g}"] for run in only(of_machine, contestant=contestant)]
             seconds = np.array([float("inf") if cell == NOT_REACHED else float(cell) for cell in cells])
             shown = [
                 f"{value:.1f}" if np.isfinite(value) else NOT_REACHED

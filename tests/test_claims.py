@@ -111,7 +111,22 @@ def test_the_paragraph_has_medians_spreads_failures_and_the_machine() -> None:
     text = report.paragraph(claim, "so", rows, Path("so.png"))
     assert "| plain | 3 | 5.00% (1.00% to 20.00%) |" in text and "NMI" not in text and "other" not in text
     assert "1 of 3 (plain, seed 2: 4 and 9 share a value)" in text
-    assert "10 s of training a run" in text and "a processor, 2 cores" in text and "bench claims so" in text
+    assert "10 s of training a run (median of 3; 500 images/s) on a processor, 2 cores; torch" in text
+    assert "bench claims so" in text
+
+
+def test_times_of_different_machines_are_told_apart() -> None:
+    claim = claim_of(plain=TrainConfig(iterations=100, batch=50))
+    rows = [
+        {"variant": "plain", "seed": str(seed), "error": "0.1", "nmi": "", "failure": "none", **MACHINE} | own
+        for seed, own in enumerate([
+            {"images_per_second": "500"}, {"images_per_second": "50", "cores": "1"}, {"images_per_second": "500"},
+            {"images_per_second": "5000", "device": "a GPU"},
+        ])
+    ]  # fmt: skip
+    text = report.paragraph(claim, "so", rows, Path("so.png"))
+    assert "10 s of training a run (median of 2; 500 images/s) on a processor, 2 cores; 100 s" in text
+    assert "50 images/s) on a processor, 1 core; 1 s" in text and "5,000 images/s) on a GPU; torch" in text
 
 
 def test_figures_hold_every_run() -> None:

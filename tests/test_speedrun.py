@@ -270,7 +270,7 @@ def test_a_run_gets_a_row_its_curve_and_a_place_in_the_picture(
     curves = list(csv.DictReader((tmp_path / "runs_curves.csv").open()))
     assert [row["error"] for row in curves] == ["0.2", "0.08"] * 4
     assert (tmp_path / "runs.png").exists()
-    assert len(plots.speedrun(curves, TARGETS).axes[0].lines) == 4 + len(TARGETS)
+    assert len(plots.speedrun(speedrun.with_their_runs(curves, rows), TARGETS).axes[0].lines) == 4 + len(TARGETS)
     said = capsys.readouterr().out
     assert "2 of 2" in said and "0 of 2" in said and "not reached / not reached / not reached" in said
 
@@ -292,14 +292,34 @@ def test_a_run_that_has_its_row_is_not_repeated_unless_asked_or_of_another_commi
     assert [row["commit"] for row in speedrun.latest(rows)] == ["another", rows[1]["commit"]]
 
 
-def test_a_seed_that_did_not_arrive_counts_as_the_last() -> None:
-    cells = [("30.0", "not reached"), ("10.0", "50.0"), ("20.0", "not reached")]
-    runs = [
-        {"contestant": "own", "seed": str(i), "seconds_to_10": a, "seconds_to_5": b} for i, (a, b) in enumerate(cells)
+def ended(cells: list[tuple[str, str]], **machine: str) -> list[dict[str, str]]:
+    """Rows of so many seeds on one machine, with their seconds to 10 and 5 %."""
+    machine = {"device": "cpu", "cpu": "a processor", "cores": "2"} | machine
+    return [
+        {"contestant": "own", "seed": str(seed), "seconds_to_10": a, "seconds_to_5": b, **machine}
+        for seed, (a, b) in enumerate(cells)
     ]
-    _, to_10, to_5 = speedrun.table(runs)
+
+
+def test_a_seed_that_did_not_arrive_counts_as_the_last() -> None:
+    _, machine, to_10, to_5 = speedrun.table(
+        ended([("30.0", "not reached"), ("10.0", "50.0"), ("20.0", "not reached")])
+    )
+    assert machine == "on a processor, 2 cores:"
     assert to_10.split(maxsplit=2)[2] == "3 of 3   10.0 / 20.0 / 30.0"
     assert to_5.split(maxsplit=2)[2] == "1 of 3   50.0 / not reached / not reached"
+
+
+def test_runs_of_different_machines_are_not_mixed() -> None:
+    slow, fast = ended([("30.0", "50.0")]), ended([("3.0", "5.0")], cpu="another")
+    runs = speedrun.latest([*ended([("1.0", "1.0")]), *fast, *slow])
+    assert runs == [*slow, *fast]
+    lines = speedrun.table(runs)
+    assert [line.rsplit(maxsplit=1)[-1] for line in lines[1:]] == ["cores:", "30.0", "50.0", "cores:", "3.0", "5.0"]
+    points = [row | {"seconds": seconds, "error": 0.1} for row in runs for seconds in (1, 2)]
+    panels = plots.speedrun(points, TARGETS).axes
+    assert [panel.get_title() for panel in panels] == ["a processor, 2 cores", "another, 2 cores"]
+    assert [len(panel.lines) for panel in panels] == [1 + len(TARGETS)] * 2
 
 
 def test_a_csv_of_other_columns_is_told_before_anything_runs(

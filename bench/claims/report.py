@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
 from bench.claims.gallery import Shown
+from bench.measure import by_machine
 from bench.plots import distinct, only
 
 
@@ -41,21 +42,16 @@ def spread(number: Number, found: np.ndarray) -> str:
 
 def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown: Sequence[Shown] = ()) -> str:
     """The Markdown file of a claim: question, table, protocol, failures, machine, figure, traversals."""
-    rates = values(rows, "images_per_second")
-    configs = [claim.variants[row["variant"]] for row in rows]
-    iterations = {config.iterations for config in configs}
-    images = np.array([config.iterations * config.batch for config in configs])
+    iterations = {claim.variants[row["variant"]].iterations for row in rows}
     failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
-    cores = f"{rows[0]['cores']} core{'s' if rows[0]['cores'] != '1' else ''}"
-    machine = f"{rows[0]['cpu']}, {cores}" if rows[0]["device"] == "cpu" else rows[0]["device"]
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    times = [f"{_time(claim, mine)} on {machine}" for machine, mine in by_machine(rows).items()]
+    torches, commits = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("torch", "commit"))
     told = [
         f"# {claim.question}",
         "\n".join(table(claim, rows)),
         f"Median (lowest to highest) over seeds. {claim.protocol}",
-        f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations, {np.median(images / rates):,.0f} s "
-        f"of training a run (median; {np.median(rates):,.0f} images/s) on {machine}, torch {rows[0]['torch']}, commit "
-        f"{commits}. Again: `python -m bench claims {name}`.",
+        f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations; {'; '.join(times)}; torch {torches}, "
+        f"commit {commits}. Again: `python -m bench claims {name}`.",
     ]
     if "clustering" in claim.groups:
         told.append(
@@ -66,6 +62,14 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
     for one in shown:
         told.append(f"{one.caption[0].upper()}{one.caption[1:]}:\n\n![{one.caption}]({one.picture.name})")
     return "\n\n".join(told) + "\n"
+
+
+def _time(claim: Claim, rows: Sequence[Row]) -> str:
+    """How long a run takes to train, from the rows of one machine."""
+    configs = [claim.variants[row["variant"]] for row in rows]
+    rates = values(rows, "images_per_second")
+    seconds = np.median(np.array([config.iterations * config.batch for config in configs]) / rates)
+    return f"{seconds:,.0f} s of training a run (median of {len(rows)}; {np.median(rates):,.0f} images/s)"
 
 
 def _failed(row: Row) -> bool:
