@@ -49,7 +49,9 @@ class Objective:
     generator_mi: G gets the gradient of L_I; without it this is a plain GAN that Q observes.
     fixed_std: Q's Gaussians have std 1 instead of a learnt one.
     q_share: share of ``categorical_weight`` with which Q and the trunk learn; G always gets all of it. With
-        ``invariance``, less than 1 lets Q heed the real images more than what G happens to draw for a category.
+        ``invariance`` it can be less, down to 0, where the real images alone decide what a category is. What Q learns
+        on generated images holds it to what G happens to draw for a category, and G draws what Q takes for it:
+        together they keep two kinds mixed that Q on real images would part (bench/NOTES.md).
     saturating: G minimises log(1 - D), as Eq. 1 has it, instead of -log D.
     invariance: weight of the cross-entropy between Q's categories on real images and on their warps, all of them in
         about equal use; needs ``trunk_mi``; 0 is the paper's objective.

@@ -62,7 +62,7 @@ _DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH)
 _INVARIANCE = Claim(
     question="Beyond the paper: do categories that outlive small warps of real images become digits?",
     protocol=(
-        f"The quick start: --invariance 4, Q's share of the categorical weight 0.1, continuous weight 0.1, D's rate "
+        f"The quick start: --invariance 4, Q's categories learnt on real images alone, continuous weight 0.1, D's rate "
         f"5e-4, both rates falling to 0, learnt std. No labels. {_CATEGORIES} {_STROKES}"
     ),
     variants={"quick start": QUICK_START},
@@ -116,7 +116,7 @@ CLAIMS = {
             "quick start": QUICK_START,
             "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0),
             "weight 2 instead of 4": replace(QUICK_START, invariance=2.0),
-            "Q's share 1 instead of 0.1": replace(QUICK_START, q_share=1.0),
+            "Q's share 1 instead of 0": replace(QUICK_START, q_share=1.0),
             "D's rate 2e-4 instead of 5e-4": replace(QUICK_START, lr_d=2e-4),
             "continuous weight 1 instead of 0.1": replace(QUICK_START, continuous_weight=1.0),
         },
