@@ -6,9 +6,9 @@ Hold the paper's appendix C beside :data:`TABLES`: one entry a line, in the orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class Tables:
     recognition: Q's own layers, before its fc to ``spec.head_dim`` outputs.
     generator: from the latents to the image.
     spectral: D's and Q's weights are divided by their largest singular value, and no batch norm follows them.
+    rivals: recognition heads beside Q's, of which one may take its place (:mod:`fastinfogan.objective`).
     """
 
     image: tuple[int, int, int]
@@ -68,6 +69,7 @@ class Tables:
     recognition: Sequence[Layer]
     generator: Sequence[Layer]
     spectral: bool = False
+    rivals: int = 0
 
     @property
     def image_range(self) -> tuple[float, float]:
@@ -255,7 +257,11 @@ class Discriminator(nn.Module):
 
     The heads are separate layers: D's logit is no unit of Q's. With ``tables.spectral`` every layer has a weight of
     spectral norm 1, estimated by a step of power iteration per forward in training (Miyato et al. 2018, Algorithm 1).
+
+    standing: with ``tables.rivals``, float32 ``[1 + rivals]``, how badly Q's head and each rival have done of late.
     """
+
+    standing: torch.Tensor
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
@@ -267,11 +273,20 @@ class Discriminator(nn.Module):
         self.trunk = _blocks(trunk, (channels, height), "lrelu")
         features = (_output(trunk, (channels, height)), 1)
         self.adversarial_head = _blocks([Layer("fc", 1, act="none")], features, "lrelu")
-        self.recognition_head = _blocks([*recognition, Layer("fc", spec.head_dim, act="none")], features, "lrelu")
+        recognition = [*recognition, Layer("fc", spec.head_dim, act="none")]
+        self.recognition_head = _blocks(recognition, features, "lrelu")
+        self.rivals = nn.ModuleList(_blocks(recognition, features, "lrelu") for _ in range(tables.rivals))
+        if tables.rivals:
+            self.register_buffer("standing", torch.zeros(1 + tables.rivals))
         initialise(self)
         if tables.spectral:
             for block in [module for module in self.modules() if isinstance(module, Block)]:
                 spectral_norm(block.linear)
+
+    @property
+    def recognition_heads(self) -> list[Blocks]:
+        """Q's and its rivals."""
+        return [self.recognition_head, *cast(Iterable[Blocks], self.rivals)]
 
     def features(self, images: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``.

@@ -14,6 +14,11 @@ batch, are the targets of the other's (Caron et al. 2020, SwAV, where the freque
 has as many images of one kind as of another, so to meet them answers are moved that Q is sure of; on MNIST that kept
 kinds mixed on some seeds (bench/NOTES.md, with what else was tried). The continuous codes have no part in it. A learnt
 prior (:mod:`fastinfogan.prior`) follows the answers.
+
+Where the term has settled it stays, and it settles well or badly by chance: two kinds in one category and a third in
+two cost it little. How little it tells: a head that has the kinds right has the lower term. So Q's head can have
+``rivals`` on the same trunk, which start elsewhere and learn as it does; after a part of the run the one with the
+lowest term of late is Q. (Ji et al. 2019, IIC, keep the best of five heads by their loss, too.) No label is asked.
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ import torch
 from torch import nn
 
 from fastinfogan.codes import Latents, LatentSpec
-from fastinfogan.networks import Discriminator, Generator
+from fastinfogan.networks import Blocks, Discriminator, Generator
 from fastinfogan.ops import head_loss
+from fastinfogan.ops.head_loss import HeadLoss
 from fastinfogan.optimiser import adam_for
 from fastinfogan.precision import Precision
 from fastinfogan.prior import LearnedPrior
@@ -37,6 +43,8 @@ PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # Under a learnt prior. Sharper, it ends more unequal than the classes are; pulled more, Q's answers hardly differ from
 # it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
+CHOICE = 0.3  # of the iterations, after which one of the heads is Q
+LATELY = 50  # iterations over which a head's standing is averaged
 Average = Callable[[list[torch.Tensor]], None]
 
 
@@ -145,8 +153,16 @@ class DiscriminatorPhase(Phase):
         parameters = [*discriminator.trunk.parameters(), *discriminator.adversarial_head.parameters()]
         if objective.trunk_mi:
             parameters += discriminator.recognition_head.parameters()
+        if objective.invariance:
+            parameters += discriminator.rivals.parameters()
         super().__init__(parameters, discriminator, spec, objective, descent, precision, scaler)
-        self.code_weights = objective.code_weights(spec, precision.device, objective.q_share)
+        self.let_learn(discriminator.recognition_heads if objective.invariance else [discriminator.recognition_head])
+
+    def let_learn(self, heads: list[Blocks]) -> None:
+        """Let ``heads``, Q's and maybe its rivals, and no others learn from now on, each with its share of a weight."""
+        self.heads = heads
+        objective, device = self.objective, self.precision.device
+        self.code_weights = objective.code_weights(self.spec, device, objective.q_share) / len(heads)
 
     def update(
         self, images: torch.Tensor, fakes: torch.Tensor, latents: Latents, warped: torch.Tensor | None = None
@@ -155,48 +171,78 @@ class DiscriminatorPhase(Phase):
 
         Returns head_loss's loss, real term and fake term, and behind them the term in nats where there is one.
         """
-        discriminator, learns_q = self.discriminator, self.objective.trunk_mi
+        discriminator = self.discriminator
         kinds = [images.to(fakes.dtype), fakes] + ([] if warped is None else [warped.to(fakes.dtype)])
         with self.precision.autocast():
             # One pass through the layers for all kinds of image; batch norm sees each kind alone.
             features = discriminator.features(torch.cat(kinds), groups=len(kinds))
             logits = discriminator.adversarial(features[: 2 * len(fakes)])
             seen, n_seen = (features[len(fakes) :], 1) if warped is None else (features, 3)
-            recognition = discriminator.recognition(seen, groups=n_seen) if learns_q else None
+            recognitions = [head(seen, n_seen) for head in self.heads] if self.objective.trunk_mi else []
         real_logits, fake_logits = logits.detach().chunk(2)
-        answers = [] if recognition is None else recognition.detach().chunk(n_seen)
-        loss = head_loss(
+        answers = [recognition.detach().chunk(n_seen) for recognition in recognitions]
+        # On fakes: alone, or between the real ones and the warps.
+        losses = [self._head_loss(real_logits, fake_logits, latents, of_head[n_seen // 2]) for of_head in answers]
+        loss = losses[0] if losses else self._head_loss(real_logits, fake_logits, latents, None)
+        statistics, outputs, gradients = loss.statistics[:3], [logits, *recognitions], [torch.cat(loss.gradients[:2])]
+        gradients += [of_head.gradients[2] for of_head in losses]
+        if warped is not None:
+            values = []
+            for index, (on_images, _, on_warped) in enumerate(answers, start=1):
+                value, *on_real = self._agreement(on_images, on_warped)
+                gradients[index] = torch.cat([on_real[0], gradients[index], on_real[1]])
+                values.append(value)
+            statistics = torch.cat([statistics, values[0]])
+            if len(values) > 1:
+                discriminator.standing.lerp_(torch.cat(values), 1 / LATELY)
+            if self.prior is not None:
+                self.prior.follow(answers[0][0], self.average)
+        self.descend(outputs, gradients)
+        return statistics
+
+    def _head_loss(
+        self, real_logits: torch.Tensor, fake_logits: torch.Tensor, latents: Latents, recognition: torch.Tensor | None
+    ) -> HeadLoss:
+        """D's loss, and that of one head of Q on the generated images."""
+        return head_loss(
             self.spec,
             fake_logits,
             real_logits=real_logits,
-            recognition=answers[n_seen // 2] if learns_q else None,  # alone, or between the real ones and the warps
+            recognition=recognition,
             categories=latents.categories,
             continuous=latents.continuous,
             code_weights=self.code_weights,
             fixed_std=self.objective.fixed_std,
             loss_scale=self.loss_scale(),
         )
-        real_gradient, fake_gradient, on_fakes = loss.gradients
-        statistics, outputs, gradients = loss.statistics[:3], [logits], [torch.cat([real_gradient, fake_gradient])]
-        if recognition is not None:
-            outputs.append(recognition)
-            gradients.append(on_fakes)
-        if warped is not None:
-            value, on_images, on_warped = self._agreement(answers[0], answers[2])
-            gradients[1] = torch.cat([on_images, on_fakes, on_warped])
-            statistics = torch.cat([statistics, value])
-        self.descend(outputs, gradients)
-        return statistics
 
     def _agreement(
         self, on_images: torch.Tensor, on_warped: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The invariance term of Q's outputs on the real images and their warps; a learnt prior then follows Q."""
-        weight, prior = self.objective.invariance, self.prior
-        found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, prior)
-        if prior is not None:
-            prior.follow(on_images, self.average)
-        return found
+        """The invariance term of one head's outputs on the real images and their warps."""
+        weight = self.objective.invariance / len(self.heads)
+        return invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
+
+    @torch.no_grad()
+    def choose_head(self) -> None:
+        """Make Q's head the one that stands best, with its optimiser's moments; it learns alone from now on.
+
+        Which one that is stays on the device. Without rivals nothing changes.
+        """
+        if len(self.heads) == 1:
+            return
+        standing = self.discriminator.standing
+        if self.average:
+            self.average([standing])
+        best = standing.argmin(keepdim=True)
+        for tensors in zip(*map(self._state, self.heads), strict=True):
+            tensors[0].copy_(torch.stack(tensors).index_select(0, best)[0])
+        self.let_learn(self.heads[:1])
+
+    def _state(self, head: Blocks) -> list[torch.Tensor]:
+        """All that makes ``head`` what it is and become what it will."""
+        moments = [self.optimiser.state.get(parameter, {}) for parameter in head.parameters()]
+        return [*head.parameters(), *head.buffers(), *(value for state in moments for value in state.values())]
 
 
 def invariance(

@@ -29,7 +29,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
-from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
+from fastinfogan.objective import CHOICE, Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
@@ -70,6 +70,7 @@ class Trainer:
         device = precision.device
         self.clock = as_word64(0, device)
         self._clock_shows = 0
+        self._choice = round(CHOICE * config.iterations)  # the iteration before which one of Q's heads is chosen
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,7 +113,7 @@ class Trainer:
         """Compile what the phases call; parameters keep their names."""
         discriminator = self.discriminator
         for part in (
-            self.generator, discriminator.trunk, discriminator.adversarial_head, discriminator.recognition_head,
+            self.generator, discriminator.trunk, discriminator.adversarial_head, *discriminator.recognition_heads,
         ):  # fmt: skip
             part.compile(dynamic=False)
 
@@ -123,6 +124,9 @@ class Trainer:
 
     def iteration(self, step: int) -> None:
         """One batch through both phases: the launch of a graph, where one is captured."""
+        if self.config.rivals and step == self._choice:
+            self.discriminator_phase.choose_head()
+            self.capture_in(self.graph)
         self.batches.prepare(step)
         if step != self._clock_shows:
             self.clock.fill_(step)
@@ -339,6 +343,8 @@ class Trainer:
         if self.scaler.is_enabled() and (scaler := saved.part("scaler")):
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
+        if self.step > self._choice:
+            self.discriminator_phase.let_learn([self.discriminator.recognition_head])
         self.capture_in(self.graph)
 
 
