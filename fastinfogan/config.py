@@ -173,6 +173,10 @@ class TrainConfig:
                 "--learn-prior follows Q's categories on real images, which only the invariance term holds together: "
                 "add --invariance 2, or leave out --learn-prior"
             )
+        if self.learn_prior and self.rivals:
+            raise UserError(
+                "--learn-prior follows the categories of one head, and another one's have other names: give --rivals 0"
+            )
         if not 0 <= self.q_share <= 1:
             raise UserError(f"--q-share is a share from 0 to 1, got {self.q_share}")
         if self.q_share == 0 and not self.invariance:

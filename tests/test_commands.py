@@ -217,8 +217,8 @@ def test_a_run_without_codes_or_without_categories_trains(
     [
         ["--saturating"],
         ["--fixed-std"],
-        ["--no-trunk-mi", "--invariance", "0", "--q-share", "1"],
-        ["--no-trunk-mi", "--no-generator-mi", "--invariance", "0", "--q-share", "1"],
+        ["--no-trunk-mi", "--invariance", "0", "--q-share", "1", "--rivals", "0"],
+        ["--no-trunk-mi", "--no-generator-mi", "--invariance", "0", "--q-share", "1", "--rivals", "0"],
     ],
 )
 def test_every_switch_of_the_objective_trains_from_the_command_line(

@@ -139,6 +139,9 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         *[({"invariance": bad}, f"--invariance must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
         *[({"q_share": bad}, f"--q-share is a share from 0 to 1, got {bad}") for bad in (-0.1, 1.5, math.nan)],
         ({"q_share": 0.0}, "--q-share 0 leaves Q's categories nothing to learn from but the invariance term"),
+        ({"rivals": -1}, "--rivals is a number of heads, 0 or more, got -1"),
+        ({"rivals": 2}, "--rivals 2 are judged by the invariance term: add --invariance 4"),
+        ({"rivals": 2, "invariance": 1.0, "learn_prior": True}, "--learn-prior follows the categories of one head"),
         ({"q_share": 0.5, "trunk_mi": False}, "--q-share 0.5 is for a Q that learns in the D phase"),
         ({"invariance": 1.0, "trunk_mi": False}, "--invariance 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
@@ -187,7 +190,7 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
     differ = {name for name in quick if quick[name] != paper[name]}
     assert differ <= {
         "iterations", "fixed_std", "figure_every", "save_every", "continuous_weight", "invariance", "lr_d", "q_share",
-        "decay",
+        "rivals", "decay",
     }  # fmt: skip
 
 

@@ -32,8 +32,8 @@ SWITCHES = [
 class Game:
     """Tiny networks, both phases and one batch."""
 
-    def __init__(self, objective: Objective, precision: Precision = FP32, seed: int = 0) -> None:
-        self.generator, self.discriminator = build(TINY, SPEC, seed=seed)
+    def __init__(self, objective: Objective, precision: Precision = FP32, seed: int = 0, tables: Tables = TINY) -> None:
+        self.generator, self.discriminator = build(tables, SPEC, seed=seed)
         scaler = precision.gradient_scaler()
         self.d_phase = DiscriminatorPhase(self.discriminator, SPEC, objective, DESCENT, precision, scaler)
         self.g_phase = GeneratorPhase(self.generator, self.discriminator, SPEC, objective, DESCENT, precision, scaler)

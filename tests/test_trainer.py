@@ -90,9 +90,10 @@ def fp16_trains_here() -> bool:
         {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
         {"invariance": 0.5, "continuous_weight": 0.1},
         {"learn_prior": True, "invariance": 0.5},
+        {"invariance": 0.5, "rivals": 2},  # one is chosen before the fourth iteration
         {"spectral_norm": True},
     ],
-    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "spectral norm"],
+    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "rivals", "spectral norm"],
 )
 def test_resumed_run_is_bitwise_the_unbroken_one(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]
@@ -465,7 +466,10 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("changes", [{}, {"invariance": 1.0}, {"invariance": 1.0, "learn_prior": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"invariance": 1.0}, {"invariance": 1.0, "learn_prior": True}, {"invariance": 1.0, "rivals": 2}],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nothing_in_an_iteration_reads_a_tensor_on_the_host(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, dtype: torch.dtype, changes: dict[str, Any]

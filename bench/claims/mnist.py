@@ -62,8 +62,9 @@ _DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH)
 _INVARIANCE = Claim(
     question="Beyond the paper: do categories that outlive small warps of real images become digits?",
     protocol=(
-        f"The quick start: --invariance 4, Q's categories learnt on real images alone, continuous weight 0.1, D's rate "
-        f"5e-4, both rates falling to 0, learnt std. No labels. {_CATEGORIES} {_STROKES}"
+        f"The quick start: --invariance 4, Q's categories learnt on real images alone, seven rival heads of which one "
+        f"becomes Q, continuous weight 0.1, D's rate 5e-4, both rates falling to 0, learnt std. No labels. "
+        f"{_CATEGORIES} {_STROKES}"
     ),
     variants={"quick start": QUICK_START},
     seeds=SEEDS,
@@ -114,7 +115,8 @@ CLAIMS = {
         protocol=f"One difference from the quick start at a time. {_CATEGORIES}",
         variants={
             "quick start": QUICK_START,
-            "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0),
+            "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0, rivals=0),
+            "no rivals": replace(QUICK_START, rivals=0),
             "weight 2 instead of 4": replace(QUICK_START, invariance=2.0),
             "Q's share 1 instead of 0": replace(QUICK_START, q_share=1.0),
             "D's rate 2e-4 instead of 5e-4": replace(QUICK_START, lr_d=2e-4),

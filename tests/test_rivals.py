@@ -1,0 +1,143 @@
+"""Q's rivals: heads that learn as Q's does, until the one that stands best takes its place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recorder import assert_same_state, captured
+
+from fastinfogan.capture import WARM_UP
+from fastinfogan.config import TrainConfig, preset
+from fastinfogan.networks import Blocks, build
+from fastinfogan.objective import CHOICE, LATELY, Objective, invariance
+from fastinfogan.trainer import Trainer
+from tests.test_invariance import warp
+from tests.test_objective import SPEC, TINY, Game
+
+MakeConfig = Callable[..., TrainConfig]
+MakeTrainer = Callable[..., Trainer]
+OBJECTIVE = Objective(invariance=2.0)
+
+
+def game(rivals: int) -> Game:
+    return Game(OBJECTIVE, tables=replace(TINY, rivals=rivals))
+
+
+def play(one: Game, iterations: int = 1) -> None:
+    for _ in range(iterations):
+        one.d_phase.update(one.images, one.fakes.detach(), one.latents, warp(one.images))
+
+
+def moved(one: Game, act: Callable[[], object]) -> list[bool]:
+    """Of each head, whether ``act`` moved its weights."""
+
+    def weights() -> list[list[torch.Tensor]]:
+        return [[weight.detach().clone() for weight in head.parameters()] for head in heads(one)]
+
+    before = weights()
+    act()
+    return [
+        any(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
+        for old, new in zip(before, weights(), strict=True)
+    ]
+
+
+def heads(one: Game) -> list[Blocks]:
+    return one.discriminator.recognition_heads
+
+
+def test_every_head_starts_elsewhere() -> None:
+    first = [head[-1].linear.weight for head in build(replace(TINY, rivals=3), SPEC, seed=0)[1].recognition_heads]
+    assert len(first) == 4 and not any(torch.equal(a, b) for a, b in itertools.combinations(first, 2))
+
+
+def test_all_heads_learn_until_one_is_chosen_and_from_then_on_q_alone() -> None:
+    one = game(rivals=2)
+    assert moved(one, lambda: play(one)) == [True, True, True]
+    assert moved(one, lambda: one.g_phase.update(one.fakes, one.latents)) == [False, False, False]
+    one.d_phase.choose_head()
+    assert moved(one, lambda: play(one)) == [True, False, False]
+
+
+def test_a_rival_that_is_q_s_twin_changes_nothing_for_the_trunk() -> None:
+    """Heads share a weight, so that D and Q stand to each other as without rivals."""
+    alone, beside = game(rivals=0), game(rivals=1)
+    beside.discriminator.load_state_dict(alone.discriminator.state_dict(), strict=False)
+    heads(beside)[1].load_state_dict(heads(beside)[0].state_dict())
+    for one in (alone, beside):
+        one.d_phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
+        play(one)
+    for part in ("trunk", "adversarial_head"):
+        for weight, other in zip(
+            *(getattr(one.discriminator, part).parameters() for one in (alone, beside)), strict=True
+        ):
+            torch.testing.assert_close(weight.grad, other.grad, atol=1e-6, rtol=1e-4)
+    for weight, *others in zip(*(head.parameters() for head in (*heads(alone), *heads(beside))), strict=True):
+        for other in others:
+            torch.testing.assert_close(weight.grad / 2, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_head_stands_as_its_own_term_was_of_late() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        outputs = [head(seen, 3).chunk(3) for head in heads(one)]
+    expected = torch.cat([invariance(SPEC, views[0], views[2], 1.0)[0] for views in outputs])
+    statistics = one.d_phase.update(one.images, one.fakes.detach(), one.latents, warped)
+    torch.testing.assert_close(one.discriminator.standing, expected / LATELY)
+    torch.testing.assert_close(statistics[3], expected[0])  # what is reported is Q's
+
+
+def state(one: Game, head: Blocks) -> list[torch.Tensor]:
+    moments = [one.d_phase.optimiser.state[weight] for weight in head.parameters()]
+    kept = [*head.state_dict().values(), *(moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq"))]
+    return [tensor.detach().clone() for tensor in kept]
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_q_is_the_head_that_stands_best_with_its_moments_and_statistics(best: int) -> None:
+    one = game(rivals=2)
+    play(one, 3)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.3])).index_fill_(0, torch.tensor([best]), 0.2)
+    wanted = state(one, heads(one)[best])
+    one.d_phase.choose_head()
+    found = state(one, heads(one)[0])
+    assert len(found) == len(wanted) > 6
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_several_processes_choose_the_same_head() -> None:
+    one = game(rivals=2)
+    play(one)
+    elsewhere = torch.tensor([0.9, 0.1, 0.8])
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.2]))
+    wanted = state(one, heads(one)[1])  # 0.25 over both processes
+    one.d_phase.average = lambda tensors: [tensor.add_(elsewhere).div_(2) for tensor in tensors] and None
+    one.d_phase.choose_head()
+    assert all(torch.equal(a, b) for a, b in zip(state(one, heads(one)[0]), wanted, strict=True))
+
+
+def test_the_choice_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    config = tiny_config(invariance=1.0, rivals=2, iterations=20)
+    choice = round(CHOICE * config.iterations)
+    eager = make_trainer(config, tmp_path / "eager")
+    graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
+    assert choice > WARM_UP
+    for step in range(choice + WARM_UP + 2):
+        eager.iteration(step)
+        graphed.iteration(step)
+        assert_same_state(graphed, eager)
+    assert recorder.replays == (choice - WARM_UP) + 2
+
+
+def test_the_quick_start_has_rivals_and_the_papers_presets_have_none() -> None:
+    assert preset("mnist").rivals > 0
+    assert not any(preset(name).rivals for name in ("mnist-paper", "svhn", "celeba", "faces", "chairs"))
