@@ -15,10 +15,10 @@ has as many images of one kind as of another, so to meet them answers are moved 
 kinds mixed on some seeds (bench/NOTES.md, with what else was tried). The continuous codes have no part in it. A learnt
 prior (:mod:`fastinfogan.prior`) follows the answers.
 
-Where the term has settled it stays, and it settles well or badly by chance: two kinds in one category and a third in
-two cost it little. How little it tells: a head that has the kinds right has the lower term. So Q's head can have
-``rivals`` on the same trunk, which start elsewhere and learn as it does; after a part of the run the one with the
-lowest term of late is Q. (Ji et al. 2019, IIC, keep the best of five heads by their loss, too.) No label is asked.
+Where a head has settled it mostly stays, and whether it settles well is chance: with two kinds in one category and a
+third in two the term is higher, but no small step lowers it. So Q's head can have ``rivals`` on the same trunk, which
+start elsewhere and learn as it does, and after a part of the run the one whose term is lowest is Q. No label is asked.
+Ji et al. 2019 (IIC) keep the best of five heads by their loss, too.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ class Objective:
     generator_mi: G gets the gradient of L_I; without it this is a plain GAN that Q observes.
     fixed_std: Q's Gaussians have std 1 instead of a learnt one.
     q_share: share of ``categorical_weight`` with which Q and the trunk learn; G always gets all of it. With
-        ``invariance`` it can be less, down to 0, where the real images alone decide what a category is. What Q learns
-        on generated images holds it to what G happens to draw for a category, and G draws what Q takes for it:
-        together they keep two kinds mixed that Q on real images would part (bench/NOTES.md).
+        ``invariance`` it can be less, down to 0, where real images alone decide what a category is, and rivals are not
+        held to the categories that G draws for Q's head.
     saturating: G minimises log(1 - D), as Eq. 1 has it, instead of -log D.
     invariance: weight of the cross-entropy between Q's categories on real images and on their warps, all of them in
         about equal use; needs ``trunk_mi``; 0 is the paper's objective.
@@ -187,16 +186,20 @@ class DiscriminatorPhase(Phase):
         statistics, outputs, gradients = loss.statistics[:3], [logits, *recognitions], [torch.cat(loss.gradients[:2])]
         gradients += [of_head.gradients[2] for of_head in losses]
         if warped is not None:
-            values = []
-            for index, (on_images, _, on_warped) in enumerate(answers, start=1):
-                value, *on_real = self._agreement(on_images, on_warped)
-                gradients[index] = torch.cat([on_real[0], gradients[index], on_real[1]])
-                values.append(value)
-            statistics = torch.cat([statistics, values[0]])
-            if len(values) > 1:
-                discriminator.standing.lerp_(torch.cat(values), 1 / LATELY)
+            on_images, _, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
+            weight = self.objective.invariance / len(self.heads)
+            terms, *on_real = invariance(
+                self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior
+            )
+            for index, (before, behind) in enumerate(zip(*on_real, strict=True), start=1):
+                gradients[index] = torch.cat([before, gradients[index], behind])
+            statistics = torch.cat([statistics, terms[:1]])
+            if len(self.heads) > 1:
+                if self.average:
+                    self.average([terms])
+                discriminator.standing.lerp_(terms, 1 / LATELY)
             if self.prior is not None:
-                self.prior.follow(answers[0][0], self.average)
+                self.prior.follow(on_images[0], self.average)
         self.descend(outputs, gradients)
         return statistics
 
@@ -216,13 +219,6 @@ class DiscriminatorPhase(Phase):
             loss_scale=self.loss_scale(),
         )
 
-    def _agreement(
-        self, on_images: torch.Tensor, on_warped: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The invariance term of one head's outputs on the real images and their warps."""
-        weight = self.objective.invariance / len(self.heads)
-        return invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
-
     @torch.no_grad()
     def choose_head(self) -> None:
         """Make Q's head the one that stands best, with its optimiser's moments; it learns alone from now on.
@@ -231,10 +227,7 @@ class DiscriminatorPhase(Phase):
         """
         if len(self.heads) == 1:
             return
-        standing = self.discriminator.standing
-        if self.average:
-            self.average([standing])
-        best = standing.argmin(keepdim=True)
+        best = self.discriminator.standing.argmin(keepdim=True)
         for tensors in zip(*map(self._state, self.heads), strict=True):
             tensors[0].copy_(torch.stack(tensors).index_select(0, best)[0])
         self.let_learn(self.heads[:1])
@@ -254,29 +247,30 @@ def invariance(
     average: Average | None = None,
     prior: LearnedPrior | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How well the categories of two Q outputs ``[n, spec.head_dim]`` on two views of the same images agree.
+    """How well the categories of Q's outputs ``[n_heads, n, spec.head_dim]`` on two views of the same images agree.
 
     With p, q the softmaxes of the two and a, b their :func:`leaning` answers, the mean over rows of
-    (-sum b log p - sum a log q) / 2, summed over the codes: float32 ``[1]``, nats. With it the gradients of ``weight *
-    loss_scale`` times it with respect to ``one`` and ``other``, in their dtype; a and b are constants, so that
-    d / d logits of p = (p - b) / 2n. ``average`` lets several processes lean over all their rows. The answers lean
+    (-sum b log p - sum a log q) / 2, summed over the codes: float32 ``[n_heads]``, nats. With it the gradients of
+    ``weight * loss_scale`` times it with respect to ``one`` and ``other``, in their dtype; a and b are constants, so
+    that d / d logits of p = (p - b) / 2n. ``average`` lets several processes lean over all their rows. The answers lean
     towards equal shares, or where a ``prior`` is learnt, towards it.
     """
     gradients = [torch.zeros_like(outputs, dtype=torch.float32) for outputs in (one, other)]
-    total = gradients[0].new_zeros(1)
-    scale = weight / (2 * len(one)) * (1.0 if loss_scale is None else loss_scale)
+    n_heads, n, _ = one.shape
+    total = gradients[0].new_zeros(n_heads)
+    scale = weight / (2 * n) * (1.0 if loss_scale is None else loss_scale)
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
-        logits = [outputs[:, columns].float() for outputs in (one, other)]
+        logits = [outputs[..., columns].float() for outputs in (one, other)]
         if prior is None:
             targets = [leaning(own / SHARPNESS, PULL, average=average) for own in logits][::-1]
         else:
             shares = prior.probabilities()[code]
             targets = [leaning(own / PRIOR_SHARPNESS, PRIOR_PULL, shares, average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
-            log_probability = torch.log_softmax(own, 1)
-            total -= (target * log_probability).sum() / (2 * len(own))
-            gradient[:, columns] = (log_probability.exp() - target) * scale
+            log_probability = torch.log_softmax(own, -1)
+            total -= (target * log_probability).sum((1, 2)) / (2 * n)
+            gradient[..., columns] = (log_probability.exp() - target) * scale
     return total, gradients[0].to(one.dtype), gradients[1].to(other.dtype)
 
 
@@ -287,8 +281,8 @@ def leaning(
     average: Average | None = None,
     rounds: int = 4,
 ) -> torch.Tensor:
-    """Distributions over categories, near the softmax of ``scores`` ``[n, k]`` and leaning towards using the categories
-    in ``shares`` ``[k]``, equal ones where none are given; with a ``pull`` of 1 they meet them.
+    """Distributions over categories, near the softmax of ``scores`` ``[..., n, k]`` and leaning towards using them over
+    the n rows in ``shares`` ``[k]``, equal ones where none are given; with a ``pull`` of 1 they meet them.
 
     Source: Cuturi 2013 and Caron et al. 2020, section 3.1, for exact shares; Chizat et al. 2018, Scaling algorithms for
     unbalanced transport problems, for those that lean.
@@ -301,16 +295,16 @@ def leaning(
     3. The sum in it is the answers' column over exp(v_j); what all columns have in common, ln n, is nothing to a row.
        All in logarithms, so that a category that nothing chooses has a finite v_j too.
     """
-    log_shares = scores.new_zeros(scores.shape[1]) if shares is None else shares.clamp_min(1e-12).log()
-    moved = torch.zeros_like(log_shares)
+    moved = torch.zeros_like(scores[..., :1, :])
+    log_shares = moved if shares is None else shares.clamp_min(1e-12).log()
     for _ in range(rounds):
-        moved = pull * (log_shares + moved - _log_shares(torch.log_softmax(scores + moved, 1), average))
-    return torch.softmax(scores + moved, 1)
+        moved = pull * (log_shares + moved - _log_shares(torch.log_softmax(scores + moved, -1), average))
+    return torch.softmax(scores + moved, -1)
 
 
 def _log_shares(scores: torch.Tensor, average: Average | None) -> torch.Tensor:
     """ln of the columns' sums of exp(``scores``), or, over several processes, of the means of those."""
-    shares = torch.logsumexp(scores, 0)
+    shares = torch.logsumexp(scores, -2, keepdim=True)
     if average:
         shares.exp_()
         average([shares])

@@ -34,6 +34,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
     # Not 1.0: one process whose first weights are nudged by 1e-7 ends 5 % elsewhere there, as it meets a kink.
     "invariance": {"invariance": 2.0},
+    "rivals": {"invariance": 2.0, "rivals": 2},
     "spectral norm": {"spectral_norm": True},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }

@@ -14,6 +14,7 @@ from fastinfogan import Categorical, LatentSpec, Uniform, checkpoint, data
 from fastinfogan.capture import WARM_UP, Replayed
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches, StreamBatches
+from fastinfogan.objective import CHOICE
 from fastinfogan.ops import head_loss, image_batch, pack_codes, recognize, sample_latents, traversal, unpack_codes
 from fastinfogan.ops.backend import available
 from fastinfogan.ops.selfcheck import check_ops
@@ -204,15 +205,19 @@ def captured(made: Trainer) -> bool:
     return made._run.graph is not None and made._run.recorded is not None
 
 
-@pytest.mark.parametrize("spectral", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"spectral_norm": True}, {"rivals": 2}], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_replays_are_the_eager_iterations(make: Make, dtype: torch.dtype, tolerance: float, spectral: bool) -> None:
-    eager = make("eager", dtype, capture="off", spectral_norm=spectral)
-    graphed = make("graphed", dtype, spectral_norm=spectral)
+def test_replays_are_the_eager_iterations(
+    make: Make, dtype: torch.dtype, tolerance: float, changes: dict[str, Any]
+) -> None:
+    eager = make("eager", dtype, capture="off", **changes)
+    graphed = make("graphed", dtype, **changes)
+    choice = round(CHOICE * CONFIG.iterations)  # which is captured anew, where there are heads to choose from
     for step in range(13):  # over the ends of two epochs
         eager.iteration(step)
         graphed.iteration(step)
-        assert captured(graphed) == (step >= WARM_UP)
+        since = step - choice if "rivals" in changes and step >= choice else step
+        assert captured(graphed) == (since >= WARM_UP)
     assert not captured(eager)
     assert graphed.clock.item() == 13 and graphed.metrics.count.item() == 13
     assert_close_states(graphed, eager, tolerance)

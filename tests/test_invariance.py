@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,14 @@ def answers(seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor
     return one, other
 
 
+def of_one_head(
+    spec: LatentSpec, one: torch.Tensor, other: torch.Tensor, weight: float, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The term, and its gradients, where there are no rivals."""
+    value, of_one, of_other = invariance(spec, one[None], other[None], weight, **options)
+    return value, of_one[0], of_other[0]
+
+
 def disagreement(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The swapped cross-entropies; targets by scaling rows and columns of probabilities, as Chizat et al. write it."""
     total = one.new_zeros(())
@@ -53,11 +62,21 @@ def test_the_term_and_both_its_gradients_are_autograds() -> None:
     one, other = (outputs.requires_grad_() for outputs in answers(0))
     expected = disagreement(one, other)
     gradients = torch.autograd.grad(expected, (one, other))
-    value, *found = invariance(SPEC, one.detach(), other.detach(), 2.0)
+    value, *found = of_one_head(SPEC, one.detach(), other.detach(), 2.0)
     torch.testing.assert_close(value[0], expected.detach().float())
     for gradient, wanted in zip(found, gradients, strict=True):
         torch.testing.assert_close(gradient, 2.0 * wanted, atol=1e-6, rtol=1e-5)
         assert not gradient[:, SPEC.mean_columns].any() and not gradient[:, SPEC.log_std_columns].any()
+
+
+def test_heads_have_nothing_to_do_with_each_other() -> None:
+    views = [torch.stack(heads) for heads in zip(*(answers(seed) for seed in range(3)), strict=True)]
+    values, *gradients = invariance(SPEC, *views, 2.0)
+    for head in range(3):
+        value, *alone = of_one_head(SPEC, views[0][head], views[1][head], 2.0)
+        torch.testing.assert_close(values[head], value[0])
+        for gradient, expected in zip(gradients, alone, strict=True):
+            torch.testing.assert_close(gradient[head], expected)
 
 
 def shares_of(answers: torch.Tensor) -> torch.Tensor:
@@ -136,14 +155,14 @@ def test_sure_and_equal_answers_in_equal_use_disagree_by_nothing() -> None:
     for code, k in enumerate(SPEC.categorical):
         first = SPEC.logit_columns(code).start
         sure[torch.arange(15), first + torch.arange(15) % k] = 1e4
-    value, *gradients = invariance(SPEC, sure, sure, 1.0)
+    value, *gradients = of_one_head(SPEC, sure, sure, 1.0)
     torch.testing.assert_close(value, torch.zeros(1))
     assert not any(gradient.any() for gradient in gradients)
 
 
 def test_processes_lean_over_all_their_rows() -> None:
     one, other = answers(1, torch.float32)
-    whole = [invariance(SPEC, one, other, 1.0)]
+    whole = [of_one_head(SPEC, one, other, 1.0)]
     halves = [(one[:3], other[:3]), (one[3:], other[3:])]
 
     class Meeting:
@@ -161,7 +180,7 @@ def test_processes_lean_over_all_their_rows() -> None:
     meeting = Meeting()
     with ThreadPoolExecutor(2) as pool:
         parts = list(
-            pool.map(lambda rank: invariance(SPEC, *halves[rank], 1.0, average=partial(meeting.average, rank)), (0, 1))
+            pool.map(lambda rank: of_one_head(SPEC, *halves[rank], 1.0, average=partial(meeting.average, rank)), (0, 1))
         )
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, whole[0][0])
     for view in (1, 2):  # gradients are averaged over the two processes
