@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from fastinfogan import checkpoint, networks
+from fastinfogan import checkpoint, matrices, networks
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
 from fastinfogan.distributed import ALONE, LostProcess, Ranks, SynchronisedNorm, joined, synchronise_norms
@@ -32,12 +34,28 @@ CONFIG = TrainConfig(
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "trunk gets MI": {},
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
-    # Not 1.0: one process whose first weights are nudged by 1e-7 ends 5 % elsewhere there, as it meets a kink.
     "invariance": {"invariance": 2.0},
-    "rivals": {"invariance": 2.0, "rivals": 2},
+    # Not 1 or 2 of them: there the bias of G's last layer nearly cancels, and a nudge of 1e-7 moves it by 0.1 %.
+    "rivals": {"invariance": 2.0, "rivals": 3},
     "spectral norm": {"spectral_norm": True},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }
+
+
+def without_kinks(patch: pytest.MonkeyPatch) -> None:
+    """SiLU in place of every ReLU, in networks that compute by any engine.
+
+    A unit at 0 but for rounding is on in one run and off in another: with ReLUs, one process whose first weights are
+    nudged by 1e-7 ends up to 76 % of a tensor's size elsewhere, depending on the processor; without, 0.03 %.
+    """
+    plain = networks.activate
+
+    def activate(x: torch.Tensor, act: networks.Activation) -> torch.Tensor:
+        return F.silu(x) if act in ("relu", "lrelu") else plain(x, act)
+
+    for module in (networks, matrices):
+        patch.setattr(module, "activate", activate)
+    patch.setattr(matrices, "SLOPES", {})
 
 
 def trainer(config: TrainConfig, folder: Path, ranks: Ranks = ALONE, step: int = 0) -> Trainer:
@@ -160,6 +178,7 @@ def main(folder: Path) -> None:
     from conftest import GREY
 
     networks.TABLES["mnist"] = GREY
+    without_kinks(pytest.MonkeyPatch())
     with joined("cpu") as (ranks, device):
         assert device == CPU
         found: dict[str, Any] = {"norms": synchronised_norms(ranks), "averages": averages(ranks)}

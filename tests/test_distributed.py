@@ -55,7 +55,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 def tiny() -> Iterator[None]:
     from conftest import _shrunk
 
-    with _shrunk():
+    with _shrunk(), pytest.MonkeyPatch.context() as patch:
+        worker.without_kinks(patch)
         yield
 
 
