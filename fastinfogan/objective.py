@@ -186,20 +186,10 @@ class DiscriminatorPhase(Phase):
         statistics, outputs, gradients = loss.statistics[:3], [logits, *recognitions], [torch.cat(loss.gradients[:2])]
         gradients += [of_head.gradients[2] for of_head in losses]
         if warped is not None:
-            on_images, _, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
-            weight = self.objective.invariance / len(self.heads)
-            terms, *on_real = invariance(
-                self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior
-            )
+            terms, *on_real = self._agreement(answers)
             for index, (before, behind) in enumerate(zip(*on_real, strict=True), start=1):
                 gradients[index] = torch.cat([before, gradients[index], behind])
             statistics = torch.cat([statistics, terms[:1]])
-            if len(self.heads) > 1:
-                if self.average:
-                    self.average([terms])
-                discriminator.standing.lerp_(terms, 1 / LATELY)
-            if self.prior is not None:
-                self.prior.follow(on_images[0], self.average)
         self.descend(outputs, gradients)
         return statistics
 
@@ -218,6 +208,23 @@ class DiscriminatorPhase(Phase):
             fixed_std=self.objective.fixed_std,
             loss_scale=self.loss_scale(),
         )
+
+    def _agreement(self, answers: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The invariance term of each head, and its gradients on the real images and their warps.
+
+        answers: per head, on real images, generated ones and warps. How the heads stand, and a learnt prior, follow.
+        """
+        on_images, _, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
+        weight = self.objective.invariance / len(self.heads)
+        found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
+        if len(self.heads) > 1:
+            terms = found[0].clone()
+            if self.average:
+                self.average([terms])
+            self.discriminator.standing.lerp_(terms, 1 / LATELY)
+        if self.prior is not None:
+            self.prior.follow(on_images[0], self.average)
+        return found
 
     @torch.no_grad()
     def choose_head(self) -> None:
