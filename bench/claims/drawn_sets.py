@@ -114,7 +114,12 @@ CLAIMS = {
             "in dSprites, drawn by the project: 40,000 of the 737,280, and a hundredth of their 322,000 iterations. "
             "Published for dSprites: InfoGAN FactorVAE .82, DCI .60, MIG .22 (50 runs), InfoGAN-CR .88, .71, .37."
         ),
-        variants={"InfoGAN, spectral norm": replace(PRESETS["dsprites"], iterations=3000)},
+        variants={
+            "Lin et al.'s weight, 0.05": replace(PRESETS["dsprites"], iterations=3000),
+            "weight 1, std learnt": replace(
+                PRESETS["dsprites"], iterations=3000, continuous_weight=1.0, fixed_std=False
+            ),
+        },
         seeds=SEEDS,
         groups=("information", "disentanglement", "traversal"),
         numbers=(*_SCORES, _TOTAL),
