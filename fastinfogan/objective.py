@@ -17,8 +17,9 @@ prior (:mod:`fastinfogan.prior`) follows the answers.
 
 Where a head has settled it mostly stays, and whether it settles well is chance: with two kinds in one category and a
 third in two the term is higher, but no small step lowers it. So Q's head can have ``rivals`` on the same trunk, which
-start elsewhere and learn as it does, and after a part of the run the one whose term is lowest is Q. No label is asked.
-Ji et al. 2019 (IIC) keep the best of five heads by their loss, too.
+start elsewhere and learn as it does; half of them begin anew on a trunk that has learnt something, and settle otherwise
+there. Later the one whose term is lowest is Q. No label is asked. Ji et al. 2019 (IIC) keep the best of five heads by
+their loss, too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # Under a learnt prior. Sharper, it ends more unequal than the classes are; pulled more, Q's answers hardly differ from
 # it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
-CHOICE = 0.3  # of the iterations, after which one of the heads is Q
+FRESH_START = 0.15  # of the iterations, after which half of the heads begin anew
+CHOICE = 0.6  # of the iterations, after which one of them is Q: younger ones need time to show what they are
 LATELY = 50  # iterations over which a head's standing is averaged
 Average = Callable[[list[torch.Tensor]], None]
 
@@ -225,6 +227,12 @@ class DiscriminatorPhase(Phase):
         if self.prior is not None:
             self.prior.follow(on_images[0], self.average)
         return found
+
+    def begin_anew(self, fresh: list[Blocks]) -> None:
+        """Give half of the heads, not Q's, the weights of a ``fresh`` one each; moments keep their scale."""
+        half = len(self.heads) // 2
+        for head, new in zip(self.heads[-half:], fresh[-half:], strict=True):
+            head.load_state_dict(new.state_dict())
 
     @torch.no_grad()
     def choose_head(self) -> None:

@@ -29,7 +29,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
-from fastinfogan.objective import CHOICE, Descent, DiscriminatorPhase, GeneratorPhase
+from fastinfogan.objective import CHOICE, FRESH_START, Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
@@ -124,14 +124,22 @@ class Trainer:
 
     def iteration(self, step: int) -> None:
         """One batch through both phases: the launch of a graph, where one is captured."""
-        if self.config.rivals and step == self._choice:
-            self.discriminator_phase.choose_head()
-            self.capture_in(self.graph)
+        if self.config.rivals:
+            self._attend_to_rivals(step)
         self.batches.prepare(step)
         if step != self._clock_shows:
             self.clock.fill_(step)
         self._run()
         self._clock_shows = step + 1
+
+    def _attend_to_rivals(self, step: int) -> None:
+        """Before the iteration ``step``: let the heads begin anew, or choose one of them, where it is time."""
+        config, phase = self.config, self.discriminator_phase
+        if step == round(FRESH_START * config.iterations):
+            phase.begin_anew(build(config.network_tables, self.spec, seed=config.seed ^ 1)[1].recognition_heads)
+        if step == self._choice:
+            phase.choose_head()
+            self.capture_in(self.graph)
 
     def _iterate(self) -> None:
         """The device's part of an iteration: nothing in it depends on a value that the host holds."""

@@ -205,14 +205,14 @@ def captured(made: Trainer) -> bool:
     return made._run.graph is not None and made._run.recorded is not None
 
 
-@pytest.mark.parametrize("changes", [{}, {"spectral_norm": True}, {"rivals": 2}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"spectral_norm": True}, {"rivals": 3, "iterations": 10}], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_replays_are_the_eager_iterations(
     make: Make, dtype: torch.dtype, tolerance: float, changes: dict[str, Any]
 ) -> None:
     eager = make("eager", dtype, capture="off", **changes)
     graphed = make("graphed", dtype, **changes)
-    choice = round(CHOICE * CONFIG.iterations)  # which is captured anew, where there are heads to choose from
+    choice = round(CHOICE * graphed.config.iterations)  # which is captured anew, where there are heads to choose from
     for step in range(13):  # over the ends of two epochs
         eager.iteration(step)
         graphed.iteration(step)

@@ -14,7 +14,7 @@ from recorder import assert_same_state, captured
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.networks import Blocks, build
-from fastinfogan.objective import CHOICE, LATELY, Objective, invariance
+from fastinfogan.objective import CHOICE, FRESH_START, LATELY, Objective, invariance
 from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
@@ -94,6 +94,19 @@ def test_a_head_stands_as_its_own_term_was_of_late() -> None:
     torch.testing.assert_close(statistics[3], expected[0])  # what is reported is Q's
 
 
+def test_half_of_the_heads_begin_anew_with_weights_of_their_own() -> None:
+    one = game(rivals=3)
+    play(one, 3)
+    before = [weight.detach().clone() for weight in one.discriminator.trunk.parameters()]
+    fresh = build(replace(TINY, rivals=3), SPEC, seed=7)[1].recognition_heads
+    assert moved(one, lambda: one.d_phase.begin_anew(fresh)) == [False, False, True, True]
+    for head, new in zip(heads(one)[2:], fresh[2:], strict=True):
+        found, wanted = head.state_dict(), new.state_dict()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    trunk = one.discriminator.trunk.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, trunk, strict=True))
+
+
 def state(one: Game, head: Blocks) -> list[torch.Tensor]:
     moments = [one.d_phase.optimiser.state[weight] for weight in head.parameters()]
     kept = [*head.state_dict().values(), *(moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq"))]
@@ -131,10 +144,10 @@ def test_the_choice_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
 ) -> None:
     config = tiny_config(invariance=1.0, rivals=2, iterations=20)
-    choice = round(CHOICE * config.iterations)
+    start, choice = (round(share * config.iterations) for share in (FRESH_START, CHOICE))
     eager = make_trainer(config, tmp_path / "eager")
     graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
-    assert choice > WARM_UP
+    assert WARM_UP <= start < choice  # heads begin anew between two replays
     for step in range(choice + WARM_UP + 2):
         eager.iteration(step)
         graphed.iteration(step)

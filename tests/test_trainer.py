@@ -90,7 +90,7 @@ def fp16_trains_here() -> bool:
         {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
         {"invariance": 0.5, "continuous_weight": 0.1},
         {"learn_prior": True, "invariance": 0.5},
-        {"invariance": 0.5, "rivals": 2},  # one is chosen before the fourth iteration
+        {"invariance": 0.5, "rivals": 2},  # half begin anew after two iterations, one is chosen after seven
         {"spectral_norm": True},
     ],
     ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "rivals", "spectral norm"],
