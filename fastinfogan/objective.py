@@ -230,18 +230,16 @@ class DiscriminatorPhase(Phase):
 
     def begin_anew(self, fresh: list[Blocks]) -> None:
         """Give half of the heads, not Q's, the weights of a ``fresh`` one each; moments keep their scale."""
-        half = len(self.heads) // 2
-        for head, new in zip(self.heads[-half:], fresh[-half:], strict=True):
+        kept = (len(self.heads) + 1) // 2
+        for head, new in zip(self.heads[kept:], fresh[kept:], strict=True):
             head.load_state_dict(new.state_dict())
 
     @torch.no_grad()
     def choose_head(self) -> None:
         """Make Q's head the one that stands best, with its optimiser's moments; it learns alone from now on.
 
-        Which one that is stays on the device. Without rivals nothing changes.
+        Which one that is stays on the device.
         """
-        if len(self.heads) == 1:
-            return
         best = self.discriminator.standing.argmin(keepdim=True)
         for tensors in zip(*map(self._state, self.heads), strict=True):
             tensors[0].copy_(torch.stack(tensors).index_select(0, best)[0])

@@ -70,7 +70,8 @@ class Trainer:
         device = precision.device
         self.clock = as_word64(0, device)
         self._clock_shows = 0
-        self._choice = round(CHOICE * config.iterations)  # the iteration before which one of Q's heads is chosen
+        # The iterations before which heads that have rivals begin anew, and before which one of them is chosen.
+        self._fresh_start, self._choice = (round(share * config.iterations) for share in (FRESH_START, CHOICE))
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -135,7 +136,7 @@ class Trainer:
     def _attend_to_rivals(self, step: int) -> None:
         """Before the iteration ``step``: let the heads begin anew, or choose one of them, where it is time."""
         config, phase = self.config, self.discriminator_phase
-        if step == round(FRESH_START * config.iterations):
+        if step == self._fresh_start:
             phase.begin_anew(build(config.network_tables, self.spec, seed=config.seed ^ 1)[1].recognition_heads)
         if step == self._choice:
             phase.choose_head()

@@ -468,7 +468,12 @@ def no_host_reads() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"invariance": 1.0}, {"invariance": 1.0, "learn_prior": True}, {"invariance": 1.0, "rivals": 2}],
+    [
+        {},
+        {"invariance": 1.0},
+        {"invariance": 1.0, "learn_prior": True},
+        {"invariance": 1.0, "rivals": 2, "iterations": 6},
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nothing_in_an_iteration_reads_a_tensor_on_the_host(
