@@ -7,6 +7,7 @@ its imports included, is reported apart and does not count. One line of JSON per
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -162,8 +163,10 @@ def _judge(config: TrainConfig, training: Decoded, held_out: Decoded, images: in
 
 def main() -> None:
     """The run that the one argument describes."""
-    for point in run(Race(**json.loads(sys.argv[1]))):
-        print(json.dumps(asdict(point)), flush=True)
+    curve = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what a trainer has to say
+        for point in run(Race(**json.loads(sys.argv[1]))):
+            print(json.dumps(asdict(point)), file=curve, flush=True)
 
 
 if __name__ == "__main__":

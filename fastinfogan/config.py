@@ -72,7 +72,7 @@ class TrainConfig:
     invariance: float = 0.0
     """Not the paper's: weight of Q's categories agreeing on a real image and its warp, all of them in equal use."""
     rivals: int = 0
-    """Not the paper's: recognition heads that learn beside Q's; after 60 % of the iterations the best of them is Q."""
+    """Not the paper's: recognition heads that learn beside Q's; after 45 % of the iterations the best of them is Q."""
 
     iterations: int = 2000
     """Iterations; each updates D, Q and G once on one batch."""
@@ -161,6 +161,11 @@ class TrainConfig:
             raise UserError(
                 f"--invariance {self.invariance} moves Q and the trunk in the D phase: "
                 f"add --trunk-mi, or give --invariance 0"
+            )
+        if self.invariance and not self.spec.categorical:
+            raise UserError(
+                f"--invariance {self.invariance} is about Q's categories, and --codes {' '.join(self.codes)} has none: "
+                f"add cat:K, or give --invariance 0 --q-share 1 --rivals 0"
             )
         if self.rivals < 0:
             raise UserError(f"--rivals is a number of heads, 0 or more, got {self.rivals}")

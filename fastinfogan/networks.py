@@ -258,10 +258,14 @@ class Discriminator(nn.Module):
     The heads are separate layers: D's logit is no unit of Q's. With ``tables.spectral`` every layer has a weight of
     spectral norm 1, estimated by a step of power iteration per forward in training (Miyato et al. 2018, Algorithm 1).
 
-    standing: with ``tables.rivals``, float32 ``[1 + rivals]``, how badly Q's head and each rival have done of late.
+    With ``tables.rivals``, of Q's head and each rival, of late:
+    standing: float32 ``[1 + rivals]``, how badly it does, in nats.
+    readings: float32 ``[1 + rivals, k, k]`` over the k values of all categorical codes, how often G was given the one
+    and the head answered the other.
     """
 
     standing: torch.Tensor
+    readings: torch.Tensor
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
@@ -277,7 +281,9 @@ class Discriminator(nn.Module):
         self.recognition_head = _blocks(recognition, features, "lrelu")
         self.rivals = nn.ModuleList(_blocks(recognition, features, "lrelu") for _ in range(tables.rivals))
         if tables.rivals:
-            self.register_buffer("standing", torch.zeros(1 + tables.rivals))
+            n_heads, n_values = 1 + tables.rivals, sum(spec.categorical)
+            self.register_buffer("standing", torch.zeros(n_heads))
+            self.register_buffer("readings", torch.zeros(n_heads, n_values, n_values))
         initialise(self)
         if tables.spectral:
             for block in [module for module in self.modules() if isinstance(module, Block)]:

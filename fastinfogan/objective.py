@@ -18,8 +18,9 @@ prior (:mod:`fastinfogan.prior`) follows the answers.
 Where a head has settled it mostly stays, and whether it settles well is chance: with two kinds in one category and a
 third in two the term is higher, but no small step lowers it. So Q's head can have ``rivals`` on the same trunk, which
 start elsewhere and learn as it does; half of them begin anew on a trunk that has learnt something, and settle otherwise
-there. Later the one whose term is lowest is Q. No label is asked. Ji et al. 2019 (IIC) keep the best of five heads by
-their loss, too.
+there. Later the one whose term is lowest is Q, if it is clearly lower than that of Q's own head. Its values get the
+names that G has learnt, as far as both heads agree. No label is asked. Ji et al. 2019 (IIC) keep the best of five heads
+by their loss, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from fastinfogan.codes import Latents, LatentSpec
@@ -45,7 +47,8 @@ PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
 FRESH_START = 0.15  # of the iterations, after which half of the heads begin anew
-CHOICE = 0.6  # of the iterations, after which one of them is Q: younger ones need time to show what they are
+CHOICE = 0.45  # of the iterations, after which one of them is Q: younger ones need time to show what they are
+CLEARLY = 0.9  # times the term of Q's own head: above it another is not worth what G has to learn anew
 LATELY = 50  # iterations over which a head's standing is averaged
 Average = Callable[[list[torch.Tensor]], None]
 
@@ -188,7 +191,7 @@ class DiscriminatorPhase(Phase):
         statistics, outputs, gradients = loss.statistics[:3], [logits, *recognitions], [torch.cat(loss.gradients[:2])]
         gradients += [of_head.gradients[2] for of_head in losses]
         if warped is not None:
-            terms, *on_real = self._agreement(answers)
+            terms, *on_real = self._agreement(answers, latents)
             for index, (before, behind) in enumerate(zip(*on_real, strict=True), start=1):
                 gradients[index] = torch.cat([before, gradients[index], behind])
             statistics = torch.cat([statistics, terms[:1]])
@@ -211,22 +214,34 @@ class DiscriminatorPhase(Phase):
             loss_scale=self.loss_scale(),
         )
 
-    def _agreement(self, answers: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _agreement(
+        self, answers: list[tuple[torch.Tensor, ...]], latents: Latents
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The invariance term of each head, and its gradients on the real images and their warps.
 
-        answers: per head, on real images, generated ones and warps. How the heads stand, and a learnt prior, follow.
+        answers: per head, on real images, on those generated of ``latents``, and on warps. How the heads stand, what
+        they read in generated images, and a learnt prior follow.
         """
-        on_images, _, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
+        on_images, on_fakes, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
         weight = self.objective.invariance / len(self.heads)
         found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
         if len(self.heads) > 1:
-            terms = found[0].clone()
+            of_late = [found[0].clone(), self._readings(on_fakes, latents)]
             if self.average:
-                self.average([terms])
-            self.discriminator.standing.lerp_(terms, 1 / LATELY)
+                self.average(of_late)
+            for kept, now in zip((self.discriminator.standing, self.discriminator.readings), of_late, strict=True):
+                kept.lerp_(now, 1 / LATELY)
         if self.prior is not None:
             self.prior.follow(on_images[0], self.average)
         return found
+
+    def _readings(self, answers: torch.Tensor, latents: Latents) -> torch.Tensor:
+        """``[n_heads, k, k]`` over all categorical values: what G was given, and how surely each head answers what."""
+        spec = self.spec
+        columns = range(len(spec.categorical))
+        given = torch.cat([latents.z[:, spec.one_hot_columns(code)] for code in columns], 1).float()
+        read = torch.cat([answers[..., spec.logit_columns(code)].float().softmax(-1) for code in columns], -1)
+        return given.T @ read / len(given)
 
     def begin_anew(self, fresh: list[Blocks]) -> None:
         """Give half of the heads, not Q's, the weights of a ``fresh`` one each; moments keep their scale."""
@@ -235,20 +250,43 @@ class DiscriminatorPhase(Phase):
             head.load_state_dict(new.state_dict())
 
     @torch.no_grad()
-    def choose_head(self) -> None:
-        """Make Q's head the one that stands best, with its optimiser's moments; it learns alone from now on.
+    def choose_head(self) -> tuple[int, list[float]]:
+        """Make Q's head the one that stands best, if it stands clearly better; Q's learns alone from now on.
 
-        Which one that is stays on the device.
+        With it go its statistics and its optimiser's moments. Waits for the device. Returns which head it is, 0 for
+        Q's own, and how each of them stood, in nats.
         """
-        best = self.discriminator.standing.argmin(keepdim=True)
-        for tensors in zip(*map(self._state, self.heads), strict=True):
-            tensors[0].copy_(torch.stack(tensors).index_select(0, best)[0])
+        standing: list[float] = self.discriminator.standing.tolist()
+        best = standing.index(min(standing))
+        if standing[best] < CLEARLY * standing[0]:
+            for own, taken in zip(*(self._state(self.heads[index]) for index in (0, best)), strict=True):
+                own.copy_(taken)
+            self._rename(self.discriminator.readings[best])
+        else:
+            best = 0
         self.let_learn(self.heads[:1])
+        return best, standing
+
+    def _rename(self, readings: torch.Tensor) -> None:
+        """Have Q's head name each value of a code as G was given it, as far as one name each allows."""
+        outputs = torch.arange(self.spec.head_dim)
+        for code in range(len(self.spec.categorical)):
+            columns = self.spec.logit_columns(code)
+            _, answered = linear_sum_assignment(readings[columns, columns].cpu(), maximize=True)
+            outputs[columns] = columns.start + torch.from_numpy(answered)
+        outputs = outputs.to(readings.device)
+        for tensor in self._learnt(self.heads[0][-1].linear):
+            if tensor.dim():  # not Adam's count of steps
+                tensor.copy_(tensor[outputs])
 
     def _state(self, head: Blocks) -> list[torch.Tensor]:
         """All that makes ``head`` what it is and become what it will."""
-        moments = [self.optimiser.state.get(parameter, {}) for parameter in head.parameters()]
-        return [*head.parameters(), *head.buffers(), *(value for state in moments for value in state.values())]
+        return [*head.buffers(), *self._learnt(head)]
+
+    def _learnt(self, module: nn.Module) -> list[torch.Tensor]:
+        """The parameters of ``module``, and what the optimiser keeps of them."""
+        moments = [self.optimiser.state.get(parameter, {}) for parameter in module.parameters()]
+        return [*module.parameters(), *(value for state in moments for value in state.values())]
 
 
 def invariance(

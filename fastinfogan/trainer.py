@@ -139,8 +139,14 @@ class Trainer:
         if step == self._fresh_start:
             phase.begin_anew(build(config.network_tables, self.spec, seed=config.seed ^ 1)[1].recognition_heads)
         if step == self._choice:
-            phase.choose_head()
+            chosen, standing = phase.choose_head()
             self.capture_in(self.graph)
+            if self.ranks.first:
+                whose = f"rival {chosen}'s" if chosen else "its own"
+                tqdm.write(
+                    f"Q has {whose} head from here on: its invariance term is {standing[chosen]:.3f} nats, "
+                    f"those of all {len(standing)} are {min(standing):.3f} to {max(standing):.3f}"
+                )
 
     def _iterate(self) -> None:
         """The device's part of an iteration: nothing in it depends on a value that the host holds."""

@@ -14,7 +14,7 @@ from recorder import assert_same_state, captured
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.networks import Blocks, build
-from fastinfogan.objective import CHOICE, FRESH_START, LATELY, Objective, invariance
+from fastinfogan.objective import CHOICE, CLEARLY, FRESH_START, LATELY, Objective, invariance
 from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
@@ -22,6 +22,7 @@ from tests.test_objective import SPEC, TINY, Game
 MakeConfig = Callable[..., TrainConfig]
 MakeTrainer = Callable[..., Trainer]
 OBJECTIVE = Objective(invariance=2.0)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def game(rivals: int) -> Game:
@@ -109,20 +110,69 @@ def test_half_of_the_heads_begin_anew_with_weights_of_their_own() -> None:
 
 def state(one: Game, head: Blocks) -> list[torch.Tensor]:
     moments = [one.d_phase.optimiser.state[weight] for weight in head.parameters()]
-    kept = [*head.state_dict().values(), *(moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq"))]
+    kept = [*head.state_dict().values(), *(moment[name] for moment in moments for name in MOMENTS)]
     return [tensor.detach().clone() for tensor in kept]
+
+
+def as_it_answers(one: Game) -> None:
+    """Every head has read each value of the code in the images that G made for it."""
+    one.discriminator.readings.copy_(torch.eye(3).expand(3, 3, 3))
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_q_is_the_head_that_stands_best_with_its_moments_and_statistics(best: int) -> None:
     one = game(rivals=2)
     play(one, 3)
+    as_it_answers(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.3])).index_fill_(0, torch.tensor([best]), 0.2)
     wanted = state(one, heads(one)[best])
-    one.d_phase.choose_head()
+    chosen, standing = one.d_phase.choose_head()
     found = state(one, heads(one)[0])
+    assert chosen == best and standing == one.discriminator.standing.tolist()
     assert len(found) == len(wanted) > 6
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(CLEARLY + 0.01, 0), (CLEARLY - 0.01, 2)])
+def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, expected: int) -> None:
+    one = game(rivals=2)
+    play(one)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.3 * share]))
+    changed = moved(one, lambda: one.d_phase.choose_head())
+    assert changed == [expected == 2, False, False]
+
+
+def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
+    """Answers, and what the optimiser keeps of them, are those of the rival in another order."""
+    one = game(rivals=2)
+    play(one, 3)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.1]))
+    # Of value 0 the rival says 2, of value 1 mostly 0, of value 2 as often 0 as 1: and 1 is what is left for it.
+    readings = torch.tensor([[0.05, 0.05, 0.23], [0.2, 0.1, 0.03], [0.15, 0.15, 0.03]])
+    one.discriminator.readings[2] = readings
+    order = torch.tensor([2, 0, 1, 3, 4])  # the continuous code's mean and log_std stay
+    features = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = heads(one)[2].eval()(features)[:, order]
+        moments = [one.d_phase.optimiser.state[heads(one)[2][-1].linear.weight][name] for name in MOMENTS]
+        one.d_phase.choose_head()
+        found = heads(one)[0].eval()(features)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    for name, moment in zip(MOMENTS, moments, strict=True):
+        assert torch.equal(one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight][name], moment[order])
+
+
+def test_readings_are_what_each_head_answers_to_generated_images_of_each_value() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        answers = torch.stack([head(seen, 3).chunk(3)[1][:, :3].softmax(1) for head in heads(one)])
+    play(one)
+    found = one.discriminator.readings * LATELY
+    for value in range(3):
+        of_value = one.latents.categories[:, 0] == value
+        torch.testing.assert_close(found[:, value], answers[:, of_value].sum(1) / len(of_value))
 
 
 def test_heads_stand_alike_in_all_processes() -> None:

@@ -472,7 +472,7 @@ def no_host_reads() -> Iterator[None]:
         {},
         {"invariance": 1.0},
         {"invariance": 1.0, "learn_prior": True},
-        {"invariance": 1.0, "rivals": 2, "iterations": 6},
+        {"invariance": 1.0, "rivals": 2, "iterations": 12},  # half begin anew; the choice is between two iterations
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
