@@ -28,13 +28,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from fastinfogan.codes import Latents, LatentSpec
-from fastinfogan.networks import Blocks, Discriminator, Generator
+from fastinfogan.networks import Block, Blocks, Discriminator, Generator
 from fastinfogan.ops import head_loss
 from fastinfogan.ops.head_loss import HeadLoss
 from fastinfogan.optimiser import adam_for
@@ -275,7 +276,7 @@ class DiscriminatorPhase(Phase):
             _, answered = linear_sum_assignment(readings[columns, columns].cpu(), maximize=True)
             outputs[columns] = columns.start + torch.from_numpy(answered)
         outputs = outputs.to(readings.device)
-        for tensor in self._learnt(self.heads[0][-1].linear):
+        for tensor in self._learnt(cast(Block, self.heads[0][-1]).linear):
             if tensor.dim():  # not Adam's count of steps
                 tensor.copy_(tensor[outputs])
 
