@@ -56,7 +56,7 @@ def tiny() -> Iterator[None]:
     from conftest import _shrunk
 
     with _shrunk(), pytest.MonkeyPatch.context() as patch:
-        worker.without_kinks(patch)
+        worker.comparable(patch)
         yield
 
 
