@@ -18,9 +18,9 @@ prior (:mod:`fastinfogan.prior`) follows the answers.
 Where a head has settled it mostly stays, and whether it settles well is chance: with two kinds in one category and a
 third in two the term is higher, but no small step lowers it. So Q's head can have ``rivals`` on the same trunk, which
 start elsewhere and learn as it does; half of them begin anew on a trunk that has learnt something, and settle otherwise
-there. Later the one whose term is lowest is Q, if it is clearly lower than that of Q's own head. Its values get the
-names that G has learnt, as far as both heads agree. No label is asked. Ji et al. 2019 (IIC) keep the best of five heads
-by their loss, too.
+there. Later, twice, the one whose term is lowest is Q, if it is clearly lower than that of Q's own head. Its values get
+the names that G has learnt, as far as both heads agree. No label is asked. Ji et al. 2019 (IIC) keep the best of five
+heads by their loss, too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
 FRESH_START = 0.15  # of the iterations, after which half of the heads begin anew
-CHOICE = 0.45  # of the iterations, after which one of them is Q: younger ones need time to show what they are
+# Of the iterations, after which one of them is Q: soon, for G's sake, and when younger ones have shown what they are.
+CHOICES = (0.45, 0.6)
 CLEARLY = 0.9  # times the term of Q's own head: above it another is not worth what G has to learn anew
 LATELY = 50  # iterations over which a head's standing is averaged
 Average = Callable[[list[torch.Tensor]], None]
@@ -252,37 +253,40 @@ class DiscriminatorPhase(Phase):
 
     @torch.no_grad()
     def choose_head(self) -> tuple[int, list[float]]:
-        """Make Q's head the one that stands best, if it stands clearly better; Q's learns alone from now on.
+        """Make Q's head the one that stands best, if it stands clearly better, and Q's the rival that this one was.
 
-        With it go its statistics and its optimiser's moments. Waits for the device. Returns which head it is, 0 for
-        Q's own, and how each of them stood, in nats.
+        With a head go its statistics and its optimiser's moments. Waits for the device. Returns which head it was, 0
+        for Q's own, and how each of them stood, in nats.
         """
         standing: list[float] = self.discriminator.standing.tolist()
         best = standing.index(min(standing))
-        if standing[best] < CLEARLY * standing[0]:
-            for own, taken in zip(*(self._state(self.heads[index]) for index in (0, best)), strict=True):
-                own.copy_(taken)
-            self._rename(self.discriminator.readings[best])
-        else:
-            best = 0
-        self.let_learn(self.heads[:1])
+        if standing[best] >= CLEARLY * standing[0]:
+            return 0, standing
+        for own, taken in zip(self._state(0), self._state(best), strict=True):
+            before = own.clone()
+            own.copy_(taken)
+            taken.copy_(before)
+        self._rename()
         return best, standing
 
-    def _rename(self, readings: torch.Tensor) -> None:
+    def _rename(self) -> None:
         """Have Q's head name each value of a code as G was given it, as far as one name each allows."""
+        readings = self.discriminator.readings[0]
         outputs = torch.arange(self.spec.head_dim)
         for code in range(len(self.spec.categorical)):
             columns = self.spec.logit_columns(code)
             _, answered = linear_sum_assignment(readings[columns, columns].cpu(), maximize=True)
             outputs[columns] = columns.start + torch.from_numpy(answered)
         outputs = outputs.to(readings.device)
+        readings.copy_(readings[:, outputs[: len(readings)]])
         for tensor in self._learnt(cast(Block, self.heads[0][-1]).linear):
             if tensor.dim():  # not Adam's count of steps
                 tensor.copy_(tensor[outputs])
 
-    def _state(self, head: Blocks) -> list[torch.Tensor]:
-        """All that makes ``head`` what it is and become what it will."""
-        return [*head.buffers(), *self._learnt(head)]
+    def _state(self, index: int) -> list[torch.Tensor]:
+        """All that makes the head of that number what it is and become what it will."""
+        head, of_late = self.heads[index], (self.discriminator.standing, self.discriminator.readings)
+        return [*(kept[index] for kept in of_late), *head.buffers(), *self._learnt(head)]
 
     def _learnt(self, module: nn.Module) -> list[torch.Tensor]:
         """The parameters of ``module``, and what the optimiser keeps of them."""

@@ -29,7 +29,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
-from fastinfogan.objective import CHOICE, FRESH_START, Descent, DiscriminatorPhase, GeneratorPhase
+from fastinfogan.objective import CHOICES, FRESH_START, Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
@@ -71,7 +71,7 @@ class Trainer:
         self.clock = as_word64(0, device)
         self._clock_shows = 0
         # The iterations before which heads that have rivals begin anew, and before which one of them is chosen.
-        self._fresh_start, self._choice = (round(share * config.iterations) for share in (FRESH_START, CHOICE))
+        self._fresh_start, *self._choices = (round(share * config.iterations) for share in (FRESH_START, *CHOICES))
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,15 +138,17 @@ class Trainer:
         config, phase = self.config, self.discriminator_phase
         if step == self._fresh_start:
             phase.begin_anew(build(config.network_tables, self.spec, seed=config.seed ^ 1)[1].recognition_heads)
-        if step == self._choice:
+        if step in self._choices:
             chosen, standing = phase.choose_head()
-            self.capture_in(self.graph)
             if self.ranks.first:
                 whose = f"rival {chosen}'s" if chosen else "its own"
                 tqdm.write(
                     f"Q has {whose} head from here on: its invariance term is {standing[chosen]:.3f} nats, "
                     f"those of all {len(standing)} are {min(standing):.3f} to {max(standing):.3f}"
                 )
+        if step == self._choices[-1]:
+            phase.let_learn([self.discriminator.recognition_head])
+            self.capture_in(self.graph)
 
     def _iterate(self) -> None:
         """The device's part of an iteration: nothing in it depends on a value that the host holds."""
@@ -358,7 +360,7 @@ class Trainer:
         if self.scaler.is_enabled() and (scaler := saved.part("scaler")):
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
-        if self.step > self._choice:
+        if self.step > self._choices[-1]:
             self.discriminator_phase.let_learn([self.discriminator.recognition_head])
         self.capture_in(self.graph)
 

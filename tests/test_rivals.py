@@ -16,7 +16,7 @@ from fastinfogan import objective
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.networks import Blocks, build
-from fastinfogan.objective import CHOICE, CLEARLY, FRESH_START, LATELY, Objective, invariance
+from fastinfogan.objective import CHOICES, CLEARLY, FRESH_START, LATELY, Objective, invariance
 from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
@@ -59,11 +59,11 @@ def test_every_head_starts_elsewhere() -> None:
     assert len(first) == 4 and not any(torch.equal(a, b) for a, b in itertools.combinations(first, 2))
 
 
-def test_all_heads_learn_until_one_is_chosen_and_from_then_on_q_alone() -> None:
+def test_all_heads_learn_until_q_learns_alone() -> None:
     one = game(rivals=2)
     assert moved(one, lambda: play(one)) == [True, True, True]
     assert moved(one, lambda: one.g_phase.update(one.fakes, one.latents)) == [False, False, False]
-    one.d_phase.choose_head()
+    one.d_phase.let_learn(heads(one)[:1])
     assert moved(one, lambda: play(one)) == [True, False, False]
 
 
@@ -122,17 +122,19 @@ def as_it_answers(one: Game) -> None:
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
-def test_q_is_the_head_that_stands_best_with_its_moments_and_statistics(best: int) -> None:
+def test_q_and_the_head_that_stands_best_change_places_with_moments_and_statistics(best: int) -> None:
     one = game(rivals=2)
     play(one, 3)
     as_it_answers(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.3])).index_fill_(0, torch.tensor([best]), 0.2)
-    wanted = state(one, heads(one)[best])
+    stood = one.discriminator.standing.tolist()
+    wanted = [state(one, heads(one)[index]) for index in (best, 0)]
     chosen, standing = one.d_phase.choose_head()
-    found = state(one, heads(one)[0])
-    assert chosen == best and standing == one.discriminator.standing.tolist()
-    assert len(found) == len(wanted) > 6
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert chosen == best and standing == stood
+    assert one.discriminator.standing[0] == min(stood) and sorted(one.discriminator.standing.tolist()) == sorted(stood)
+    for found, of_head in zip((state(one, heads(one)[index]) for index in (0, best)), wanted, strict=True):
+        assert len(found) == len(of_head) > 6
+        assert all(torch.equal(a, b) for a, b in zip(found, of_head, strict=True))
 
 
 @pytest.mark.parametrize(("share", "expected"), [(CLEARLY + 0.01, 0), (CLEARLY - 0.01, 2)])
@@ -141,7 +143,7 @@ def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, exp
     play(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.3 * share]))
     changed = moved(one, lambda: one.d_phase.choose_head())
-    assert changed == [expected == 2, False, False]
+    assert changed == [expected == 2, False, expected == 2]
 
 
 def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
@@ -156,12 +158,14 @@ def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
     features = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = heads(one)[2].eval()(features)[:, order]
-        moments = [one.d_phase.optimiser.state[heads(one)[2][-1].linear.weight][name] for name in MOMENTS]
+        of_rival = one.d_phase.optimiser.state[heads(one)[2][-1].linear.weight]
+        moments = [of_rival[name].clone() for name in MOMENTS]
         one.d_phase.choose_head()
         found = heads(one)[0].eval()(features)
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
     for name, moment in zip(MOMENTS, moments, strict=True):
         assert torch.equal(one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight][name], moment[order])
+    assert torch.equal(one.discriminator.readings[0], readings[:, order[:3]])
 
 
 def test_readings_are_what_each_head_answers_to_generated_images_of_each_value() -> None:
@@ -192,20 +196,20 @@ def test_heads_stand_alike_in_all_processes() -> None:
     torch.testing.assert_close(one.discriminator.standing, (given[0] + torch.tensor([0.0, -5.0, 5.0])) / LATELY)
 
 
-def test_the_choice_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
+def test_the_last_choice_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
     config = tiny_config(invariance=1.0, rivals=2, iterations=20)
-    start, choice = (round(share * config.iterations) for share in (FRESH_START, CHOICE))
+    start, choice, last = (round(share * config.iterations) for share in (FRESH_START, *CHOICES))
     eager = make_trainer(config, tmp_path / "eager")
     graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
-    assert WARM_UP <= start < choice  # heads begin anew between two replays
-    for step in range(choice + WARM_UP + 2):
+    assert WARM_UP <= start < choice < last  # heads begin anew, and change places, between two replays
+    for step in range(last + WARM_UP + 2):
         eager.iteration(step)
         graphed.iteration(step)
         assert_same_state(graphed, eager)
-    assert recorder.replays == (choice - WARM_UP) + 2
+    assert recorder.replays == (last - WARM_UP) + 2
 
 
 def test_the_quick_start_has_rivals_and_the_papers_presets_have_none() -> None:
