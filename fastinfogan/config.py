@@ -72,7 +72,7 @@ class TrainConfig:
     invariance: float = 0.0
     """Not the paper's: weight of Q's categories agreeing on a real image and its warp, all of them in equal use."""
     rivals: int = 0
-    """Not the paper's: recognition heads that learn beside Q's; after 45 and 60 % of the iterations the best is Q."""
+    """Not the paper's: recognition heads that learn beside Q's; five times the best one becomes Q."""
 
     iterations: int = 2000
     """Iterations; each updates D, Q and G once on one batch."""

@@ -262,10 +262,12 @@ class Discriminator(nn.Module):
     standing: float32 ``[1 + rivals]``, how badly it does, in nats.
     readings: float32 ``[1 + rivals, k, k]`` over the k values of all categorical codes, how often G was given the one
     and the head answered the other.
+    confusions: likewise, how often it gave a real image the one and its warp the other.
     """
 
     standing: torch.Tensor
     readings: torch.Tensor
+    confusions: torch.Tensor
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
@@ -284,6 +286,7 @@ class Discriminator(nn.Module):
             n_heads, n_values = 1 + tables.rivals, sum(spec.categorical)
             self.register_buffer("standing", torch.zeros(n_heads))
             self.register_buffer("readings", torch.zeros(n_heads, n_values, n_values))
+            self.register_buffer("confusions", torch.zeros(n_heads, n_values, n_values))
         initialise(self)
         if tables.spectral:
             for block in [module for module in self.modules() if isinstance(module, Block)]:

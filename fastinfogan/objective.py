@@ -17,10 +17,10 @@ prior (:mod:`fastinfogan.prior`) follows the answers.
 
 Where a head has settled it mostly stays, and whether it settles well is chance: with two kinds in one category and a
 third in two the term is higher, but no small step lowers it. So Q's head can have ``rivals`` on the same trunk, which
-start elsewhere and learn as it does; half of them begin anew on a trunk that has learnt something, and settle otherwise
-there. Later, twice, the one whose term is lowest is Q, if it is clearly lower than that of Q's own head. Its values get
-the names that G has learnt, as far as both heads agree. No label is asked. Ji et al. 2019 (IIC) keep the best of five
-heads by their loss, too.
+start elsewhere and learn as it does. Several times the one whose term is lowest becomes Q, and the worse half of the
+others variants of it that differ by the large step: two categories merged that warps take for each other, and one
+split that may hold two kinds (Ueda et al. 2000, SMEM, for mixtures). Where another head becomes Q its values get the
+names that G has learnt, as far as both agree. No label is asked.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # Under a learnt prior. Sharper, it ends more unequal than the classes are; pulled more, Q's answers hardly differ from
 # it, and it stays where it is (bench/NOTES.md).
 PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
-FRESH_START = 0.15  # of the iterations, after which half of the heads begin anew
-# Of the iterations, after which one of them is Q: soon, for G's sake, and when younger ones have shown what they are.
-CHOICES = (0.45, 0.6)
-CLEARLY = 0.9  # times the term of Q's own head: above it another is not worth what G has to learn anew
+# Of the iterations, after which the best head is Q's; but for the last, variants of it take the worse ones' places.
+ROUNDS = (0.15, 0.25, 0.35, 0.45, 0.55)
+CLEARLY = 0.97  # times the term of Q's own head: above it another is not worth what G has to learn anew
+APART = 1.0  # of a value's weights' spread, how far from them both halves of it start
 LATELY = 50  # iterations over which a head's standing is averaged
 Average = Callable[[list[torch.Tensor]], None]
 
@@ -228,28 +228,33 @@ class DiscriminatorPhase(Phase):
         weight = self.objective.invariance / len(self.heads)
         found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
         if len(self.heads) > 1:
-            of_late = [found[0].clone(), self._readings(on_fakes, latents)]
+            of_late = [found[0].clone(), self._readings(on_fakes, latents), self._confusions(on_images, on_warped)]
             if self.average:
                 self.average(of_late)
-            for kept, now in zip((self.discriminator.standing, self.discriminator.readings), of_late, strict=True):
+            for kept, now in zip(self._of_late(), of_late, strict=True):
                 kept.lerp_(now, 1 / LATELY)
         if self.prior is not None:
             self.prior.follow(on_images[0], self.average)
         return found
 
-    def _readings(self, answers: torch.Tensor, latents: Latents) -> torch.Tensor:
-        """``[n_heads, k, k]`` over all categorical values: what G was given, and how surely each head answers what."""
-        spec = self.spec
-        columns = range(len(spec.categorical))
-        given = torch.cat([latents.z[:, spec.one_hot_columns(code)] for code in columns], 1).float()
-        read = torch.cat([answers[..., spec.logit_columns(code)].float().softmax(-1) for code in columns], -1)
-        return given.T @ read / len(given)
+    def _readings(self, on_fakes: torch.Tensor, latents: Latents) -> torch.Tensor:
+        """``[n_heads, k, k]`` over all categorical values: how often G was given one and heads answered the other."""
+        columns = [self.spec.one_hot_columns(code) for code in range(len(self.spec.categorical))]
+        given = torch.cat([latents.z[:, of_code] for of_code in columns], 1).float()
+        return given.T @ self._probabilities(on_fakes) / len(given)
 
-    def begin_anew(self, fresh: list[Blocks]) -> None:
-        """Give half of the heads, not Q's, the weights of a ``fresh`` one each; moments keep their scale."""
-        kept = (len(self.heads) + 1) // 2
-        for head, new in zip(self.heads[kept:], fresh[kept:], strict=True):
-            head.load_state_dict(new.state_dict())
+    def _confusions(self, on_images: torch.Tensor, on_warped: torch.Tensor) -> torch.Tensor:
+        """``[n_heads, k, k]``: how often heads gave an image the one value and its warp the other."""
+        return self._probabilities(on_images).mT @ self._probabilities(on_warped) / on_images.shape[1]
+
+    def _probabilities(self, answers: torch.Tensor) -> torch.Tensor:
+        """``[n_heads, n, k]`` over the values of all categorical codes, from heads' outputs."""
+        columns = map(self.spec.logit_columns, range(len(self.spec.categorical)))
+        return torch.cat([answers[..., of_code].float().softmax(-1) for of_code in columns], -1)
+
+    def _of_late(self) -> list[torch.Tensor]:
+        discriminator = self.discriminator
+        return [discriminator.standing, discriminator.readings, discriminator.confusions]
 
     @torch.no_grad()
     def choose_head(self) -> tuple[int, list[float]]:
@@ -278,15 +283,61 @@ class DiscriminatorPhase(Phase):
             _, answered = linear_sum_assignment(readings[columns, columns].cpu(), maximize=True)
             outputs[columns] = columns.start + torch.from_numpy(answered)
         outputs = outputs.to(readings.device)
-        readings.copy_(readings[:, outputs[: len(readings)]])
+        values, confusions = outputs[: len(readings)], self.discriminator.confusions[0]
+        readings.copy_(readings[:, values])
+        confusions.copy_(confusions[values][:, values])
         for tensor in self._learnt(cast(Block, self.heads[0][-1]).linear):
             if tensor.dim():  # not Adam's count of steps
                 tensor.copy_(tensor[outputs])
 
+    @torch.no_grad()
+    def vary_heads(self, seed: int) -> None:
+        """Make the worse half of the heads, never Q's, variants of Q's, each another one.
+
+        ``seed`` draws what is random in them. Waits for the device.
+        """
+        standing: list[float] = self.discriminator.standing.tolist()
+        worst_first = sorted(range(1, len(self.heads)), key=lambda index: -standing[index])
+        generator = torch.Generator().manual_seed(seed)
+        for number, index in enumerate(worst_first[: len(self.heads) // 2]):
+            for own, taken in zip(self._state(index), self._state(0), strict=True):
+                own.copy_(taken)
+            for code in range(len(self.spec.categorical)):
+                self._merge_and_split(index, code, number, generator)
+
+    def _merge_and_split(self, index: int, code: int, number: int, generator: torch.Generator) -> None:
+        """Merge two values of a head, and split one: the ``number``-th of those that may hold two kinds.
+
+        1. One kind in two values: the border between them runs through it, and warps cross it. Of all pairs of values
+           i, j the merged ones have the largest C_ij / sqrt(C_ii C_jj), with C the confusions of images and warps.
+        2. Two kinds in one value: it is used more. First in line is the merged value itself, to be split otherwise, as
+           two kinds may also lie across two values; then the others, the most used ones first.
+        3. Both halves start from the value's weights, ``APART`` from them on either side in a random direction. Targets
+           that are surer than answers let them grow apart, along what warps leave alone.
+        """
+        columns = self.spec.logit_columns(code)
+        confusions = self.discriminator.confusions[index][columns, columns].cpu()
+        confusions = confusions + confusions.T
+        own = confusions.diag().clamp_min(1e-12).sqrt()
+        merged, free = divmod(int((confusions / own / own[:, None]).fill_diagonal_(-1.0).argmax()), len(own))
+        most_used = confusions.sum(1).argsort(descending=True, stable=True).tolist()
+        in_line = [merged, *(value for value in most_used if value not in (merged, free))]
+        merged, free, split = (columns.start + value for value in (merged, free, in_line[number % len(in_line)]))
+        bias, weight = sorted(cast(Block, self.heads[index][-1]).linear.parameters(), key=torch.Tensor.dim)
+        for parameter in (bias, weight):
+            parameter[merged] = (parameter[merged] + parameter[free]) / 2
+            parameter[free] = parameter[split]
+            if moments := self.optimiser.state.get(parameter):
+                moments["exp_avg"][[merged, free, split]] = 0.0
+        direction = torch.randn(weight.shape[1], generator=generator).to(weight.device)
+        step = APART * weight[split].std() * direction
+        weight[free] += step
+        weight[split] -= step
+
     def _state(self, index: int) -> list[torch.Tensor]:
         """All that makes the head of that number what it is and become what it will."""
-        head, of_late = self.heads[index], (self.discriminator.standing, self.discriminator.readings)
-        return [*(kept[index] for kept in of_late), *head.buffers(), *self._learnt(head)]
+        head = self.heads[index]
+        return [*(kept[index] for kept in self._of_late()), *head.buffers(), *self._learnt(head)]
 
     def _learnt(self, module: nn.Module) -> list[torch.Tensor]:
         """The parameters of ``module``, and what the optimiser keeps of them."""

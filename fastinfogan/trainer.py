@@ -29,7 +29,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
-from fastinfogan.objective import CHOICES, FRESH_START, Descent, DiscriminatorPhase, GeneratorPhase
+from fastinfogan.objective import ROUNDS, Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
@@ -70,8 +70,7 @@ class Trainer:
         device = precision.device
         self.clock = as_word64(0, device)
         self._clock_shows = 0
-        # The iterations before which heads that have rivals begin anew, and before which one of them is chosen.
-        self._fresh_start, *self._choices = (round(share * config.iterations) for share in (FRESH_START, *CHOICES))
+        self._rounds = [round(share * config.iterations) for share in ROUNDS]
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,19 +133,19 @@ class Trainer:
         self._clock_shows = step + 1
 
     def _attend_to_rivals(self, step: int) -> None:
-        """Before the iteration ``step``: let the heads begin anew, or choose one of them, where it is time."""
-        config, phase = self.config, self.discriminator_phase
-        if step == self._fresh_start:
-            phase.begin_anew(build(config.network_tables, self.spec, seed=config.seed ^ 1)[1].recognition_heads)
-        if step in self._choices:
-            chosen, standing = phase.choose_head()
-            if self.ranks.first:
-                whose = f"rival {chosen}'s" if chosen else "its own"
-                tqdm.write(
-                    f"Q has {whose} head from here on: its invariance term is {standing[chosen]:.3f} nats, "
-                    f"those of all {len(standing)} are {min(standing):.3f} to {max(standing):.3f}"
-                )
-        if step == self._choices[-1]:
+        """Before the iteration ``step``: where it is time, choose among the heads, and vary or retire the others."""
+        if step not in self._rounds:
+            return
+        phase = self.discriminator_phase
+        chosen, standing = phase.choose_head()
+        if chosen and self.ranks.first:
+            tqdm.write(
+                f"Q takes the head of rival {chosen}, whose invariance term is {standing[chosen]:.3f} nats instead of "
+                f"{standing[0]:.3f}"
+            )
+        if step < self._rounds[-1]:
+            phase.vary_heads(self.config.seed ^ step)
+        else:
             phase.let_learn([self.discriminator.recognition_head])
             self.capture_in(self.graph)
 
@@ -360,7 +359,7 @@ class Trainer:
         if self.scaler.is_enabled() and (scaler := saved.part("scaler")):
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
-        if self.step > self._choices[-1]:
+        if self.step > self._rounds[-1]:
             self.discriminator_phase.let_learn([self.discriminator.recognition_head])
         self.capture_in(self.graph)
 

@@ -14,7 +14,7 @@ from fastinfogan import Categorical, LatentSpec, Uniform, checkpoint, data
 from fastinfogan.capture import WARM_UP, Replayed
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches, StreamBatches
-from fastinfogan.objective import CHOICES
+from fastinfogan.objective import ROUNDS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, recognize, sample_latents, traversal, unpack_codes
 from fastinfogan.ops.backend import available
 from fastinfogan.ops.selfcheck import check_ops
@@ -213,7 +213,7 @@ def test_replays_are_the_eager_iterations(
     eager = make("eager", dtype, capture="off", **changes)
     graphed = make("graphed", dtype, **changes)
     # which is captured anew, where there are heads to choose from
-    choice = round(CHOICES[-1] * graphed.config.iterations)
+    choice = round(ROUNDS[-1] * graphed.config.iterations)
     for step in range(13):  # over the ends of two epochs
         eager.iteration(step)
         graphed.iteration(step)

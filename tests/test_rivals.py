@@ -16,7 +16,7 @@ from fastinfogan import objective
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.networks import Blocks, build
-from fastinfogan.objective import CHOICES, CLEARLY, FRESH_START, LATELY, Objective, invariance
+from fastinfogan.objective import APART, CLEARLY, LATELY, ROUNDS, Objective, invariance
 from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
@@ -97,17 +97,43 @@ def test_a_head_stands_as_its_own_term_was_of_late() -> None:
     torch.testing.assert_close(statistics[3], expected[0])  # what is reported is Q's
 
 
-def test_half_of_the_heads_begin_anew_with_weights_of_their_own() -> None:
+# One kind in the values 0 and 2, which warps take for each other, and maybe two kinds in value 1, which is used most.
+MIXED = torch.tensor([[0.15, 0.0, 0.1], [0.0, 0.5, 0.01], [0.09, 0.0, 0.15]])
+
+
+def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
     one = game(rivals=3)
     play(one, 3)
-    before = [weight.detach().clone() for weight in one.discriminator.trunk.parameters()]
-    fresh = build(replace(TINY, rivals=3), SPEC, seed=7)[1].recognition_heads
-    assert moved(one, lambda: one.d_phase.begin_anew(fresh)) == [False, False, True, True]
-    for head, new in zip(heads(one)[2:], fresh[2:], strict=True):
-        found, wanted = head.state_dict(), new.state_dict()
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    trunk = one.discriminator.trunk.parameters()
-    assert all(torch.equal(a, b) for a, b in zip(before, trunk, strict=True))
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
+    one.discriminator.confusions[0] = MIXED
+    assert moved(one, lambda: one.d_phase.vary_heads(7)) == [False, False, True, True]
+    torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
+    first, rest = heads(one)[0], heads(one)[2:]
+    for name, wanted in first.state_dict().items():
+        if not name.startswith(f"{len(first) - 1}."):  # all but the last layer
+            assert all(torch.equal(head.state_dict()[name], wanted) for head in rest)
+    before = first[-1].linear.weight.detach()
+    merged = (before[0] + before[2]) / 2
+    # The worst head splits what it has merged, the second worst the value that is used most.
+    (again, crowded) = (heads(one)[index][-1].linear.weight.detach() for index in (3, 2))
+    torch.testing.assert_close((again[0] + again[2]) / 2, merged)
+    torch.testing.assert_close(again[1], before[1])
+    torch.testing.assert_close(crowded[0], merged)
+    torch.testing.assert_close((crowded[1] + crowded[2]) / 2, before[1])
+    for apart, spread in (((again[0] - again[2]) / 2, merged.std()), ((crowded[1] - crowded[2]) / 2, before[1].std())):
+        assert 0.1 < apart.norm() / (APART * spread * len(apart) ** 0.5) < 3
+    for variant in (again, crowded):
+        torch.testing.assert_close(variant[3:], before[3:])  # the continuous code's outputs
+
+
+def test_variants_are_drawn_from_the_seed() -> None:
+    def variant(seed: int) -> torch.Tensor:
+        one = game(rivals=3)
+        play(one)
+        one.d_phase.vary_heads(seed)
+        return torch.cat([head[-1].linear.weight for head in heads(one)]).detach()
+
+    assert torch.equal(variant(7), variant(7)) and not torch.equal(variant(7), variant(8))
 
 
 def state(one: Game, head: Blocks) -> list[torch.Tensor]:
@@ -168,6 +194,17 @@ def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
     assert torch.equal(one.discriminator.readings[0], readings[:, order[:3]])
 
 
+def test_confusions_are_what_each_head_takes_an_image_and_its_warp_for() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        views = [[view[:, :3].softmax(1) for view in head(seen, 3).chunk(3)] for head in heads(one)]
+    play(one)
+    for found, (on_image, _, on_warp) in zip(one.discriminator.confusions * LATELY, views, strict=True):
+        torch.testing.assert_close(found, sum(a[:, None] * b for a, b in zip(on_image, on_warp, strict=True)) / 16)
+
+
 def test_readings_are_what_each_head_answers_to_generated_images_of_each_value() -> None:
     one = game(rivals=2)
     warped = warp(one.images)
@@ -196,15 +233,15 @@ def test_heads_stand_alike_in_all_processes() -> None:
     torch.testing.assert_close(one.discriminator.standing, (given[0] + torch.tensor([0.0, -5.0, 5.0])) / LATELY)
 
 
-def test_the_last_choice_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
+def test_the_last_round_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
     config = tiny_config(invariance=1.0, rivals=2, iterations=20)
-    start, choice, last = (round(share * config.iterations) for share in (FRESH_START, *CHOICES))
+    first, *_, last = (round(share * config.iterations) for share in ROUNDS)
     eager = make_trainer(config, tmp_path / "eager")
     graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
-    assert WARM_UP <= start < choice < last  # heads begin anew, and change places, between two replays
+    assert WARM_UP <= first < last  # heads change places, and become variants, between two replays
     for step in range(last + WARM_UP + 2):
         eager.iteration(step)
         graphed.iteration(step)

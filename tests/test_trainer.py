@@ -91,7 +91,7 @@ def fp16_trains_here() -> bool:
         {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal", "keep": 1},
         {"invariance": 0.5, "continuous_weight": 0.1},
         {"learn_prior": True, "invariance": 0.5},
-        {"invariance": 0.5, "rivals": 2},  # half begin anew after two iterations, one is chosen after five and seven
+        {"invariance": 0.5, "rivals": 2},  # rounds after 2, 3, 4, 5 and 6 iterations
         {"spectral_norm": True},
     ],
     ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "rivals", "spectral norm"],
@@ -479,7 +479,7 @@ def no_host_reads() -> Iterator[None]:
         {},
         {"invariance": 1.0},
         {"invariance": 1.0, "learn_prior": True},
-        {"invariance": 1.0, "rivals": 2, "iterations": 14},  # half begin anew; choices are between iterations
+        {"invariance": 1.0, "rivals": 2, "iterations": 40},  # rounds, from 6 on, are between iterations
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
