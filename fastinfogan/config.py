@@ -162,11 +162,6 @@ class TrainConfig:
                 f"--invariance {self.invariance} moves Q and the trunk in the D phase: "
                 f"add --trunk-mi, or give --invariance 0"
             )
-        if self.invariance and not self.spec.categorical:
-            raise UserError(
-                f"--invariance {self.invariance} is about Q's categories, and --codes {' '.join(self.codes)} has none: "
-                f"add cat:K, or give --invariance 0 --q-share 1 --rivals 0"
-            )
         if self.rivals < 0:
             raise UserError(f"--rivals is a number of heads, 0 or more, got {self.rivals}")
         if self.rivals and not self.invariance:

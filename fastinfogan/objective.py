@@ -227,7 +227,7 @@ class DiscriminatorPhase(Phase):
         on_images, on_fakes, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
         weight = self.objective.invariance / len(self.heads)
         found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
-        if len(self.heads) > 1:
+        if len(self.heads) > 1 and self.spec.categorical:
             of_late = [found[0].clone(), self._readings(on_fakes, latents), self._confusions(on_images, on_warped)]
             if self.average:
                 self.average(of_late)

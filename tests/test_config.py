@@ -139,7 +139,6 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         *[({"invariance": bad}, f"--invariance must be 0 or more, got {bad}") for bad in (-0.5, math.inf, math.nan)],
         *[({"q_share": bad}, f"--q-share is a share from 0 to 1, got {bad}") for bad in (-0.1, 1.5, math.nan)],
         ({"q_share": 0.0}, "--q-share 0 leaves Q's categories nothing to learn from but the invariance term"),
-        ({"invariance": 4.0, "codes": ("uniform:3",)}, "--invariance 4.0 is about Q's categories"),
         ({"rivals": -1}, "--rivals is a number of heads, 0 or more, got -1"),
         ({"rivals": 2}, "--rivals 2 are judged by the invariance term: add --invariance 4"),
         ({"rivals": 2, "invariance": 1.0, "learn_prior": True}, "--learn-prior follows the categories of one head"),
