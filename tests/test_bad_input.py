@@ -141,7 +141,7 @@ def copied(tmp_path: Path, finished: tuple[Path, Outcome]) -> Path:
     [
         (["--noise", "7"], "generator.blocks.0.linear.weight is (16, 18) in it and (16, 19)"),
         (["--codes", "cat:11", "uniform:2"], "generator.blocks.0.linear.weight"),
-        (["--codes", "cat:10", "cat:2"], "discriminator.recognition_head"),
+        (["--codes", "cat:10", "cat:2"], "discriminator.confusions"),
         (["--tables", "faces"], "generator."),
     ],
 )
