@@ -17,7 +17,7 @@ for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from fastinfogan.errors import UserError
 from fastinfogan.precision import choose_device
 
 Value = TypeVar("Value")
+Average = Callable[[list[torch.Tensor]], None]  # replaces tensors by their means over all processes, in place
 
 
 class LostProcess(UserError):

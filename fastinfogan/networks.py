@@ -61,7 +61,7 @@ class Tables:
     recognition: Q's own layers, before its fc to ``spec.head_dim`` outputs.
     generator: from the latents to the image.
     spectral: D's and Q's weights are divided by their largest singular value, and no batch norm follows them.
-    rivals: recognition heads beside Q's, of which one may take its place (:mod:`fastinfogan.objective`).
+    rivals: recognition heads beside Q's, of which one may take its place (:mod:`fastinfogan.rivals`).
     """
 
     image: tuple[int, int, int]

@@ -13,7 +13,7 @@ follows how well G happens to draw a value. What does find them is Q on real ima
    optimiser moves it: L_I = H(c) + E[log Q(c|x)] would pull it away from the data, H(c) towards equal frequencies and
    E[log Q(c|x)] towards a single value. The bound that is reported counts the H(c) that p has.
 3. Q's answers on real images are worth asking only where real images take part in deciding them, so the option needs
-   the invariance term. Its answers lean towards p (:func:`fastinfogan.objective.leaning`): with exact shares of p
+   the invariance term. Its answers lean towards p (:func:`fastinfogan.invariance.leaning`): with exact shares of p
    their mean hardly differs from p, whatever p is. And p is slow, for a category that is rare in p is also rare among
    the answers: it stays nearly equal until the categories have found their images.
 """
@@ -21,13 +21,13 @@ follows how well G happens to draw a value. What does find them is Q on real ima
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastinfogan.codes import Latents, LatentSpec
+from fastinfogan.distributed import Average
 from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64, random_words
 
@@ -61,9 +61,7 @@ class LearnedPrior(nn.Module):
         return information + F.pad(torch.stack(surplus), (0, len(self.spec.continuous)))
 
     @torch.no_grad()
-    def follow(
-        self, answers: torch.Tensor, average: Callable[[list[torch.Tensor]], None] | None = None, rate: float = RATE
-    ) -> None:
+    def follow(self, answers: torch.Tensor, average: Average | None = None, rate: float = RATE) -> None:
         """Go ``rate`` of the way to the mean posterior of Q's ``answers`` ``[n, spec.head_dim]`` on real images.
 
         ``average``: where several processes train together, replaces tensors by their means over all of them.

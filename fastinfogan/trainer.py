@@ -29,12 +29,13 @@ from fastinfogan.errors import UserError
 from fastinfogan.evaluations import Evaluations
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import Discriminator, Generator, build
-from fastinfogan.objective import ROUNDS, Descent, DiscriminatorPhase, GeneratorPhase
+from fastinfogan.objective import Descent, DiscriminatorPhase, GeneratorPhase
 from fastinfogan.ops import native
 from fastinfogan.ops.philox import as_word64
 from fastinfogan.optimiser import rate_dtype
 from fastinfogan.precision import Precision
 from fastinfogan.prior import draw_latents
+from fastinfogan.rivals import ROUNDS
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.run_metrics import Metrics
 from fastinfogan.warp import random_affine
@@ -137,14 +138,14 @@ class Trainer:
         if step not in self._rounds:
             return
         phase = self.discriminator_phase
-        chosen, standing = phase.choose_head()
+        chosen, standing = phase.rivalry.choose()
         if chosen and self.ranks.first:
             tqdm.write(
                 f"Q takes the head of rival {chosen}, whose invariance term is {standing[chosen]:.3f} nats instead of "
                 f"{standing[0]:.3f}"
             )
         if step < self._rounds[-1]:
-            phase.vary_heads(self.config.seed ^ step)
+            phase.rivalry.vary(self.config.seed ^ step)
         else:
             phase.let_learn([self.discriminator.recognition_head])
             self.capture_in(self.graph)

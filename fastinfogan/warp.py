@@ -1,6 +1,6 @@
 """Small random affine warps of a batch: what a category should not depend on.
 
-For the invariance term of the D phase, which is no part of the paper (see :mod:`fastinfogan.objective`). Drawn from
+For the invariance term of the D phase, which is no part of the paper (see :mod:`fastinfogan.invariance`). Drawn from
 the Philox stream like everything else, so a resumed run warps as the unbroken one did.
 """
 

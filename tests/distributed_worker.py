@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastinfogan import checkpoint, matrices, networks, objective
+from fastinfogan import checkpoint, matrices, networks, rivals
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
 from fastinfogan.distributed import ALONE, LostProcess, Ranks, SynchronisedNorm, joined, synchronise_norms
@@ -57,7 +57,7 @@ def comparable(patch: pytest.MonkeyPatch) -> None:
     for module in (networks, matrices):
         patch.setattr(module, "activate", activate)
     patch.setattr(matrices, "SLOPES", {})
-    patch.setattr(objective, "CLEARLY", math.inf)
+    patch.setattr(rivals, "CLEARLY", math.inf)
 
 
 def trainer(config: TrainConfig, folder: Path, ranks: Ranks = ALONE, step: int = 0) -> Trainer:

@@ -14,11 +14,11 @@ from fastinfogan import Categorical, LatentSpec, Uniform, checkpoint, data
 from fastinfogan.capture import WARM_UP, Replayed
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches, StreamBatches
-from fastinfogan.objective import ROUNDS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, recognize, sample_latents, traversal, unpack_codes
 from fastinfogan.ops.backend import available
 from fastinfogan.ops.selfcheck import check_ops
 from fastinfogan.precision import Precision
+from fastinfogan.rivals import ROUNDS
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.trainer import Trainer
 

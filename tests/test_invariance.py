@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.errors import UserError
-from fastinfogan.objective import PRIOR_PULL, PULL, SHARPNESS, Objective, invariance, leaning
+from fastinfogan.invariance import PRIOR_PULL, PULL, SHARPNESS, invariance, leaning
+from fastinfogan.objective import Objective
 from fastinfogan.warp import random_affine
 from tests.test_objective import Game
 

@@ -15,10 +15,10 @@ from conftest import Command
 from fastinfogan import Categorical, Latents, LatentSpec, Uniform, checkpoint, evaluate, figures, generate
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.errors import UserError
+from fastinfogan.invariance import PRIOR_PULL, PRIOR_SHARPNESS, leaning
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.networks import build
-from fastinfogan.objective import PRIOR_PULL, PRIOR_SHARPNESS, leaning
 from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import EVALUATION, FIGURES, LATENTS, PRIORS
 from fastinfogan.prior import RATE, LearnedPrior, draw_latents

@@ -12,11 +12,13 @@ import pytest
 import torch
 from recorder import assert_same_state, captured
 
-from fastinfogan import objective
+from fastinfogan import rivals
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
+from fastinfogan.invariance import invariance
 from fastinfogan.networks import Blocks, build
-from fastinfogan.objective import APART, CLEARLY, LATELY, ROUNDS, Objective, invariance
+from fastinfogan.objective import Objective
+from fastinfogan.rivals import APART, CLEARLY, LATELY, ROUNDS
 from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
@@ -106,7 +108,7 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
     play(one, 3)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
     one.discriminator.confusions[0] = MIXED
-    assert moved(one, lambda: one.d_phase.vary_heads(7)) == [False, False, True, True]
+    assert moved(one, lambda: one.d_phase.rivalry.vary(7)) == [False, False, True, True]
     torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
     first, rest = heads(one)[0], heads(one)[2:]
     for name, wanted in first.state_dict().items():
@@ -130,7 +132,7 @@ def test_variants_are_drawn_from_the_seed() -> None:
     def variant(seed: int) -> torch.Tensor:
         one = game(rivals=3)
         play(one)
-        one.d_phase.vary_heads(seed)
+        one.d_phase.rivalry.vary(seed)
         return torch.cat([head[-1].linear.weight for head in heads(one)]).detach()
 
     assert torch.equal(variant(7), variant(7)) and not torch.equal(variant(7), variant(8))
@@ -155,7 +157,7 @@ def test_q_and_the_head_that_stands_best_change_places_with_moments_and_statisti
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.3])).index_fill_(0, torch.tensor([best]), 0.2)
     stood = one.discriminator.standing.tolist()
     wanted = [state(one, heads(one)[index]) for index in (best, 0)]
-    chosen, standing = one.d_phase.choose_head()
+    chosen, standing = one.d_phase.rivalry.choose()
     assert chosen == best and standing == stood
     assert one.discriminator.standing[0] == min(stood) and sorted(one.discriminator.standing.tolist()) == sorted(stood)
     for found, of_head in zip((state(one, heads(one)[index]) for index in (0, best)), wanted, strict=True):
@@ -168,7 +170,7 @@ def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, exp
     one = game(rivals=2)
     play(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.3 * share]))
-    changed = moved(one, lambda: one.d_phase.choose_head())
+    changed = moved(one, lambda: one.d_phase.rivalry.choose())
     assert changed == [expected == 2, False, expected == 2]
 
 
@@ -186,7 +188,7 @@ def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
         wanted = heads(one)[2].eval()(features)[:, order]
         of_rival = one.d_phase.optimiser.state[heads(one)[2][-1].linear.weight]
         moments = [of_rival[name].clone() for name in MOMENTS]
-        one.d_phase.choose_head()
+        one.d_phase.rivalry.choose()
         found = heads(one)[0].eval()(features)
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
     for name, moment in zip(MOMENTS, moments, strict=True):
@@ -236,7 +238,7 @@ def test_heads_stand_alike_in_all_processes() -> None:
 def test_the_last_round_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
+    monkeypatch.setattr(rivals, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
     config = tiny_config(invariance=1.0, rivals=2, iterations=20)
     first, *_, last = (round(share * config.iterations) for share in ROUNDS)
     eager = make_trainer(config, tmp_path / "eager")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from conftest import Command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinfogan import Latents, checkpoint, figures, objective, train
+from fastinfogan import Latents, checkpoint, figures, rivals, train
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.ops import LOG_STD_MIN
@@ -106,7 +106,7 @@ def test_resumed_run_is_bitwise_the_unbroken_one(
 ) -> None:
     if dtype == torch.float16 and not fp16_trains_here():
         pytest.skip("this CPU has no float16 convolutions")
-    monkeypatch.setattr(objective, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
+    monkeypatch.setattr(rivals, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
     config = tiny_config(**changes)
     assert make_trainer(config, tmp_path / "unbroken", dtype).train(quiet) == Stopped(11, None)
 

@@ -1,0 +1,155 @@
+"""Q's head and its rivals: which of several heads on the same trunk is Q's, judged without a label.
+
+The invariance term (:mod:`fastinfogan.invariance`) makes categories of real images, and where a head has settled it
+mostly stays. Whether it settles well is chance: with two kinds in one category and a third in two the term is higher,
+but no small step lowers it. So Q's head can have rivals, which start elsewhere and learn as it does. Several times the
+one whose term is lowest becomes Q, and the worse half of the others variants of it that differ by the large step: two
+categories merged that warps take for each other, and one split that may hold two kinds (Ueda et al. 2000, SMEM, for
+mixtures). Where another head becomes Q its values get the names that G has learnt, as far as both agree.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from fastinfogan.codes import Latents, LatentSpec
+from fastinfogan.distributed import Average
+from fastinfogan.networks import Block, Discriminator
+
+# Of the iterations, after which the best head is Q's; but for the last, variants of it take the worse ones' places.
+ROUNDS = (0.15, 0.25, 0.35, 0.45, 0.55)
+CLEARLY = 0.97  # times the term of Q's own head: above it another is not worth what G has to learn anew
+APART = 1.0  # of a value's weights' spread, how far from them both halves of it start
+LATELY = 50  # iterations over which is averaged how heads stand, what they read, and what they confuse
+
+
+class Rivalry:
+    """How the heads of ``discriminator`` do, and what is done about it between two iterations.
+
+    What is known of them lies in the discriminator's buffers ``standing``, ``readings`` and ``confusions``, so that a
+    checkpoint has it. optimiser: whose moments of a head's parameters go where the head goes.
+    """
+
+    def __init__(self, discriminator: Discriminator, spec: LatentSpec, optimiser: torch.optim.Optimizer) -> None:
+        self.discriminator = discriminator
+        self.spec = spec
+        self.optimiser = optimiser
+        self.heads = discriminator.recognition_heads
+
+    def follow(
+        self, terms: torch.Tensor, answers: tuple[torch.Tensor, ...], latents: Latents, average: Average | None
+    ) -> None:
+        """Count an iteration: the ``terms`` ``[n_heads]`` of the heads, and their ``answers``.
+
+        answers: ``[n_heads, n, spec.head_dim]`` on real images, on those generated of ``latents``, and on warps.
+        """
+        on_images, on_fakes, on_warped = map(self._probabilities, answers)
+        columns = [self.spec.one_hot_columns(code) for code in range(len(self.spec.categorical))]
+        given = torch.cat([latents.z[:, of_code] for of_code in columns], 1).float()
+        readings, confusions = given.T @ on_fakes / len(given), on_images.mT @ on_warped / on_images.shape[1]
+        of_late = [terms.clone(), readings, confusions]
+        if average:
+            average(of_late)
+        for kept, now in zip(self._of_late(), of_late, strict=True):
+            kept.lerp_(now, 1 / LATELY)
+
+    def _probabilities(self, answers: torch.Tensor) -> torch.Tensor:
+        """``[n_heads, n, k]`` over the values of all categorical codes, from heads' outputs."""
+        columns = map(self.spec.logit_columns, range(len(self.spec.categorical)))
+        return torch.cat([answers[..., of_code].float().softmax(-1) for of_code in columns], -1)
+
+    def _of_late(self) -> list[torch.Tensor]:
+        discriminator = self.discriminator
+        return [discriminator.standing, discriminator.readings, discriminator.confusions]
+
+    @torch.no_grad()
+    def choose(self) -> tuple[int, list[float]]:
+        """Make Q's head the one that stands best, if it stands clearly better, and Q's the rival that this one was.
+
+        With a head go its statistics and its optimiser's moments. Waits for the device. Returns which head it was, 0
+        for Q's own, and how each of them stood, in nats.
+        """
+        standing: list[float] = self.discriminator.standing.tolist()
+        best = standing.index(min(standing))
+        if standing[best] >= CLEARLY * standing[0]:
+            return 0, standing
+        for own, taken in zip(self._state(0), self._state(best), strict=True):
+            before = own.clone()
+            own.copy_(taken)
+            taken.copy_(before)
+        self._rename()
+        return best, standing
+
+    def _rename(self) -> None:
+        """Have Q's head name each value of a code as G was given it, as far as one name each allows."""
+        readings = self.discriminator.readings[0]
+        outputs = torch.arange(self.spec.head_dim)
+        for code in range(len(self.spec.categorical)):
+            columns = self.spec.logit_columns(code)
+            _, answered = linear_sum_assignment(readings[columns, columns].cpu(), maximize=True)
+            outputs[columns] = columns.start + torch.from_numpy(answered)
+        outputs = outputs.to(readings.device)
+        values, confusions = outputs[: len(readings)], self.discriminator.confusions[0]
+        readings.copy_(readings[:, values])
+        confusions.copy_(confusions[values][:, values])
+        for tensor in self._learnt(cast(Block, self.heads[0][-1]).linear):
+            if tensor.dim():  # not Adam's count of steps
+                tensor.copy_(tensor[outputs])
+
+    @torch.no_grad()
+    def vary(self, seed: int) -> None:
+        """Make the worse half of the heads, never Q's, variants of Q's, each another one.
+
+        ``seed`` draws what is random in them. Waits for the device.
+        """
+        standing: list[float] = self.discriminator.standing.tolist()
+        worst_first = sorted(range(1, len(self.heads)), key=lambda index: -standing[index])
+        generator = torch.Generator().manual_seed(seed)
+        for number, index in enumerate(worst_first[: len(self.heads) // 2]):
+            for own, taken in zip(self._state(index), self._state(0), strict=True):
+                own.copy_(taken)
+            for code in range(len(self.spec.categorical)):
+                self._merge_and_split(index, code, number, generator)
+
+    def _merge_and_split(self, index: int, code: int, number: int, generator: torch.Generator) -> None:
+        """Merge two values of a head, and split one: the ``number``-th of those that may hold two kinds.
+
+        1. One kind in two values: the border between them runs through it, and warps cross it. Of all pairs of values
+           i, j the merged ones have the largest C_ij / sqrt(C_ii C_jj), with C the confusions of images and warps.
+        2. Two kinds in one value: it is used more. First in line is the merged value itself, to be split otherwise, as
+           two kinds may also lie across two values; then the others, the most used ones first.
+        3. Both halves start from the value's weights, ``APART`` from them on either side in a random direction. Targets
+           that are surer than answers let them grow apart, along what warps leave alone.
+        """
+        columns = self.spec.logit_columns(code)
+        confusions = self.discriminator.confusions[index][columns, columns].cpu()
+        confusions = confusions + confusions.T
+        own = confusions.diag().clamp_min(1e-12).sqrt()
+        merged, free = divmod(int((confusions / own / own[:, None]).fill_diagonal_(-1.0).argmax()), len(own))
+        most_used = confusions.sum(1).argsort(descending=True, stable=True).tolist()
+        in_line = [merged, *(value for value in most_used if value not in (merged, free))]
+        merged, free, split = (columns.start + value for value in (merged, free, in_line[number % len(in_line)]))
+        bias, weight = sorted(cast(Block, self.heads[index][-1]).linear.parameters(), key=torch.Tensor.dim)
+        for parameter in (bias, weight):
+            parameter[merged] = (parameter[merged] + parameter[free]) / 2
+            parameter[free] = parameter[split]
+            if moments := self.optimiser.state.get(parameter):
+                moments["exp_avg"][[merged, free, split]] = 0.0
+        direction = torch.randn(weight.shape[1], generator=generator).to(weight.device)
+        step = APART * weight[split].std() * direction
+        weight[free] += step
+        weight[split] -= step
+
+    def _state(self, index: int) -> list[torch.Tensor]:
+        """All that makes the head of that number what it is and become what it will."""
+        head = self.heads[index]
+        return [*(kept[index] for kept in self._of_late()), *head.buffers(), *self._learnt(head)]
+
+    def _learnt(self, module: nn.Module) -> list[torch.Tensor]:
+        """The parameters of ``module``, and what the optimiser keeps of them."""
+        moments = [self.optimiser.state.get(parameter, {}) for parameter in module.parameters()]
+        return [*module.parameters(), *(value for state in moments for value in state.values())]

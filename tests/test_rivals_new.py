@@ -1,0 +1,298 @@
+"""Q's rivals: heads that learn as Q's does, until the one that stands best takes its place."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recorder import assert_same_state, captured
+
+from fastinfogan import rivals
+from fastinfogan.capture import WARM_UP
+from fastinfogan.config import TrainConfig, preset
+from fastinfogan.invariance import invariance
+from fastinfogan.networks import Blocks, build
+from fastinfogan.objective import Objective
+from fastinfogan.rivals import APART, CLEARLY, LATELY, ROUNDS
+from fastinfogan.trainer import Trainer
+from tests.test_invariance import warp
+from tests.test_objective import SPEC, TINY, Game
+
+MakeConfig = Callable[..., TrainConfig]
+MakeTrainer = Callable[..., Trainer]
+OBJECTIVE = Objective(invariance=2.0)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def game(rivals: int) -> Game:
+    return Game(OBJECTIVE, tables=replace(TINY, rivals=rivals))
+
+
+def play(one: Game, iterations: int = 1) -> None:
+    for _ in range(iterations):
+        one.d_phase.update(one.images, one.fakes.detach(), one.latents, warp(one.images))
+
+
+def moved(one: Game, act: Callable[[], object]) -> list[bool]:
+    """Of each head, whether ``act`` moved its weights."""
+
+    def weights() -> list[list[torch.Tensor]]:
+        return [[weight.detach().clone() for weight in head.parameters()] for head in heads(one)]
+
+    before = weights()
+    act()
+    return [
+        any(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
+        for old, new in zip(before, weights(), strict=True)
+    ]
+
+
+def heads(one: Game) -> list[Blocks]:
+    return one.discriminator.recognition_heads
+
+
+def test_every_head_starts_elsewhere() -> None:
+    first = [head[-1].linear.weight for head in build(replace(TINY, rivals=3), SPEC, seed=0)[1].recognition_heads]
+    assert len(first) == 4 and not any(torch.equal(a, b) for a, b in itertools.combinations(first, 2))
+
+
+def test_all_heads_learn_until_q_learns_alone() -> None:
+    one = game(rivals=2)
+    assert moved(one, lambda: play(one)) == [True, True, True]
+    assert moved(one, lambda: one.g_phase.update(one.fakes, one.latents)) == [False, False, False]
+    one.d_phase.let_learn(heads(one)[:1])
+    assert moved(one, lambda: play(one)) == [True, False, False]
+
+
+def test_a_rival_that_is_q_s_twin_changes_nothing_for_the_trunk() -> None:
+    """Heads share a weight, so that D and Q stand to each other as without rivals."""
+    alone, beside = game(rivals=0), game(rivals=1)
+    beside.discriminator.load_state_dict(alone.discriminator.state_dict(), strict=False)
+    heads(beside)[1].load_state_dict(heads(beside)[0].state_dict())
+    for one in (alone, beside):
+        one.d_phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
+        play(one)
+    for part in ("trunk", "adversarial_head"):
+        for weight, other in zip(
+            *(getattr(one.discriminator, part).parameters() for one in (alone, beside)), strict=True
+        ):
+            torch.testing.assert_close(weight.grad, other.grad, atol=1e-6, rtol=1e-4)
+    for weight, *others in zip(*(head.parameters() for head in (*heads(alone), *heads(beside))), strict=True):
+        for other in others:
+            torch.testing.assert_close(weight.grad / 2, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_head_stands_as_its_own_term_was_of_late() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        on_images, _, on_warped = torch.stack([head(seen, 3) for head in heads(one)]).chunk(3, 1)
+    expected, _, _ = invariance(SPEC, on_images, on_warped, 1.0)
+    statistics = one.d_phase.update(one.images, one.fakes.detach(), one.latents, warped)
+    torch.testing.assert_close(one.discriminator.standing, expected / LATELY)
+    torch.testing.assert_close(statistics[3], expected[0])  # what is reported is Q's
+
+
+# One kind in the values 0 and 2, which warps take for each other, and maybe two kinds in value 1, which is used most.
+MIXED = torch.tensor([[0.15, 0.0, 0.1], [0.0, 0.5, 0.01], [0.09, 0.0, 0.15]])
+
+
+def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
+    one = game(rivals=3)
+    play(one, 3)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
+    one.discriminator.confusions[0] = MIXED
+    assert moved(one, lambda: one.d_phase.rivalry.vary(7)) == [False, False, True, True]
+    torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
+    first, rest = heads(one)[0], heads(one)[2:]
+    for name, wanted in first.state_dict().items():
+        if not name.startswith(f"{len(first) - 1}."):  # all but the last layer
+            assert all(torch.equal(head.state_dict()[name], wanted) for head in rest)
+    before = first[-1].linear.weight.detach()
+    merged = (before[0] + before[2]) / 2
+    # The worst head splits what it has merged, the second worst the value that is used most.
+    (again, crowded) = (heads(one)[index][-1].linear.weight.detach() for index in (3, 2))
+    torch.testing.assert_close((again[0] + again[2]) / 2, merged)
+    torch.testing.assert_close(again[1], before[1])
+    torch.testing.assert_close(crowded[0], merged)
+    torch.testing.assert_close((crowded[1] + crowded[2]) / 2, before[1])
+    for apart, spread in (((again[0] - again[2]) / 2, merged.std()), ((crowded[1] - crowded[2]) / 2, before[1].std())):
+        assert 0.1 < apart.norm() / (APART * spread * len(apart) ** 0.5) < 3
+    for variant in (again, crowded):
+        torch.testing.assert_close(variant[3:], before[3:])  # the continuous code's outputs
+
+
+def test_a_variant_parts_what_its_head_has_mixed() -> None:
+    """One kind of image in two values, two kinds in one: the head stays so, and of its variants one mends both."""
+    one = game(rivals=3)
+    random = torch.Generator().manual_seed(0)
+    of_kinds = torch.rand(3, 1, 8, 8, generator=random)
+    kinds = torch.arange(16) % 3
+
+    def learn(iterations: int) -> None:
+        for _ in range(iterations):
+            images = of_kinds[kinds] + 0.1 * torch.randn(16, 1, 8, 8, generator=random)
+            one.d_phase.update(images, one.fakes.detach(), one.latents, warp(images))
+
+    def answers(head: Blocks) -> list[set[int]]:
+        """The values that each kind has."""
+        with torch.no_grad():
+            given = head(one.discriminator.features(of_kinds[kinds]))[:, :3].argmax(1)
+        return [set(given[kinds == kind].tolist()) for kind in range(3)]
+
+    learn(200)
+    values = [value for (value,) in answers(heads(one)[0])]
+    with torch.no_grad():
+        last = heads(one)[0][-1].linear
+        for parameter in last.parameters():
+            alone, first, second = parameter[values].clone()
+            parameter[values[0]] = (first + second) / 2
+            parameter[values[1:]] = alone
+        step = last.weight[values[1]].std() * torch.randn(last.weight.shape[1], generator=random)
+        last.weight[values[1]] += step
+        last.weight[values[2]] -= step
+    for head in heads(one)[1:]:
+        head.load_state_dict(heads(one)[0].state_dict())
+    for k in range(6):
+        learn(25)
+        print(k, [answers(head) for head in heads(one)])
+        print(one.discriminator.standing, one.discriminator.confusions[0])
+    one.d_phase.rivalry.vary(0)
+    for k in range(6):
+        learn(25)
+        print(k, [answers(head) for head in heads(one)])
+        print(one.discriminator.standing)
+
+
+def test_variants_are_drawn_from_the_seed() -> None:
+    def variant(seed: int) -> torch.Tensor:
+        one = game(rivals=3)
+        play(one)
+        one.d_phase.rivalry.vary(seed)
+        return torch.cat([head[-1].linear.weight for head in heads(one)]).detach()
+
+    assert torch.equal(variant(7), variant(7)) and not torch.equal(variant(7), variant(8))
+
+
+def state(one: Game, head: Blocks) -> list[torch.Tensor]:
+    moments = [one.d_phase.optimiser.state[weight] for weight in head.parameters()]
+    kept = [*head.state_dict().values(), *(moment[name] for moment in moments for name in MOMENTS)]
+    return [tensor.detach().clone() for tensor in kept]
+
+
+def as_it_answers(one: Game) -> None:
+    """Every head has read each value of the code in the images that G made for it."""
+    one.discriminator.readings.copy_(torch.eye(3).expand(3, 3, 3))
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_q_and_the_head_that_stands_best_change_places_with_moments_and_statistics(best: int) -> None:
+    one = game(rivals=2)
+    play(one, 3)
+    as_it_answers(one)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.3])).index_fill_(0, torch.tensor([best]), 0.2)
+    stood = one.discriminator.standing.tolist()
+    wanted = [state(one, heads(one)[index]) for index in (best, 0)]
+    chosen, standing = one.d_phase.rivalry.choose()
+    assert chosen == best and standing == stood
+    assert one.discriminator.standing[0] == min(stood) and sorted(one.discriminator.standing.tolist()) == sorted(stood)
+    for found, of_head in zip((state(one, heads(one)[index]) for index in (0, best)), wanted, strict=True):
+        assert len(found) == len(of_head) > 6
+        assert all(torch.equal(a, b) for a, b in zip(found, of_head, strict=True))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(CLEARLY + 0.01, 0), (CLEARLY - 0.01, 2)])
+def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, expected: int) -> None:
+    one = game(rivals=2)
+    play(one)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.3 * share]))
+    changed = moved(one, lambda: one.d_phase.rivalry.choose())
+    assert changed == [expected == 2, False, expected == 2]
+
+
+def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
+    """Answers, and what the optimiser keeps of them, are those of the rival in another order."""
+    one = game(rivals=2)
+    play(one, 3)
+    one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.1]))
+    # Of value 0 the rival says 2, of value 1 mostly 0, of value 2 as often 0 as 1: and 1 is what is left for it.
+    readings = torch.tensor([[0.05, 0.05, 0.23], [0.2, 0.1, 0.03], [0.15, 0.15, 0.03]])
+    one.discriminator.readings[2] = readings
+    order = torch.tensor([2, 0, 1, 3, 4])  # the continuous code's mean and log_std stay
+    features = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = heads(one)[2].eval()(features)[:, order]
+        of_rival = one.d_phase.optimiser.state[heads(one)[2][-1].linear.weight]
+        moments = [of_rival[name].clone() for name in MOMENTS]
+        one.d_phase.rivalry.choose()
+        found = heads(one)[0].eval()(features)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    for name, moment in zip(MOMENTS, moments, strict=True):
+        assert torch.equal(one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight][name], moment[order])
+    assert torch.equal(one.discriminator.readings[0], readings[:, order[:3]])
+
+
+def test_confusions_are_what_each_head_takes_an_image_and_its_warp_for() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        views = [[view[:, :3].softmax(1) for view in head(seen, 3).chunk(3)] for head in heads(one)]
+    play(one)
+    for found, (on_image, _, on_warp) in zip(one.discriminator.confusions * LATELY, views, strict=True):
+        torch.testing.assert_close(found, sum(a[:, None] * b for a, b in zip(on_image, on_warp, strict=True)) / 16)
+
+
+def test_readings_are_what_each_head_answers_to_generated_images_of_each_value() -> None:
+    one = game(rivals=2)
+    warped = warp(one.images)
+    with torch.no_grad():
+        seen = one.discriminator.features(torch.cat([one.images, one.fakes, warped]), groups=3)
+        answers = torch.stack([head(seen, 3).chunk(3)[1][:, :3].softmax(1) for head in heads(one)])
+    play(one)
+    found = one.discriminator.readings * LATELY
+    for value in range(3):
+        of_value = one.latents.categories[:, 0] == value
+        torch.testing.assert_close(found[:, value], answers[:, of_value].sum(1) / len(of_value))
+
+
+def test_heads_stand_alike_in_all_processes() -> None:
+    """So that all choose the same, also after a resume from the checkpoint of one of them."""
+    one = game(rivals=2)
+    given: list[torch.Tensor] = []
+
+    def average(tensors: list[torch.Tensor]) -> None:
+        if tensors[0].shape == (3,):  # not the gradients, nor the shares that answers lean towards
+            given.append(tensors[0].clone())
+            tensors[0] += torch.tensor([0.0, -5.0, 5.0])
+
+    one.d_phase.average = average
+    play(one)
+    torch.testing.assert_close(one.discriminator.standing, (given[0] + torch.tensor([0.0, -5.0, 5.0])) / LATELY)
+
+
+def test_the_last_round_is_captured_anew_and_bitwise_what_it_is_without_a_graph(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "CLEARLY", math.inf)  # the best head is chosen, however little better it is
+    config = tiny_config(invariance=1.0, rivals=2, iterations=20)
+    first, *_, last = (round(share * config.iterations) for share in ROUNDS)
+    eager = make_trainer(config, tmp_path / "eager")
+    graphed, recorder = captured(make_trainer(config, tmp_path / "graphed"))
+    assert WARM_UP <= first < last  # heads change places, and become variants, between two replays
+    for step in range(last + WARM_UP + 2):
+        eager.iteration(step)
+        graphed.iteration(step)
+        assert_same_state(graphed, eager)
+    assert recorder.replays == (last - WARM_UP) + 2
+
+
+def test_the_quick_start_has_rivals_and_the_papers_presets_have_none() -> None:
+    assert preset("mnist").rivals > 0
+    assert not any(preset(name).rivals for name in ("mnist-paper", "svhn", "celeba", "faces", "chairs"))
