@@ -234,7 +234,7 @@ _VARIATIONS = {
 PRESETS: dict[str, TrainConfig] = {
     "mnist": _MNIST,
     "mnist-paper": TrainConfig(iterations=23_450, fixed_std=True, figure_every=2345, save_every=2345),
-    "fashion-mnist": replace(_MNIST, dataset="fashion-mnist", iterations=5000),
+    "fashion-mnist": replace(_MNIST, dataset="fashion-mnist"),
     # the main text (7.2) says 2 continuous codes; appendix C says 4 and 168 inputs, which 2 would not give: C it is
     "svhn": TrainConfig(
         dataset="svhn", tables="svhn", noise=124, codes=("cat:10",) * 4 + ("uniform:4",), iterations=20_000
