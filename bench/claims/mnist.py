@@ -162,7 +162,7 @@ CLAIMS = {
         groups=("probe",),
         numbers=tuple(
             Number(f"probe/errors/{name}/{labels}", f"{name}, {labels:,} labels", percent=True)
-            for name in ("Q's trunk", "pixels")
+            for name in ("Q's trunk", "Q's codes", "pixels")
             for labels in LABELS
         ),
         draw=_draw_probe,
