@@ -194,6 +194,30 @@ def test_an_unknown_claim_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
         command.main()
 
 
+def test_an_unknown_variant_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims", "faces", "--variants", "azimuth", "smile"])
+    with pytest.raises(UserError, match="faces has no variant 'smile': choose of 'azimuth', 'elevation', 'lighting'"):
+        command.main()
+
+
+def test_some_variants_alone_are_run_and_every_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / COMMIT).write_text("abc")
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "trained", lambda *_: tmp_path)
+    numbers = {"clusterings/c1/error": "0.1", "images_per_second": "100"}
+    monkeypatch.setattr(command, "judged", lambda *_: numbers)
+    first, *_, last = CLAIMS["objective"].variants
+    for variant, seeds in ((last, ("3", "4")), (first, ("3",))):
+        monkeypatch.setattr(
+            sys, "argv", ["claims", "objective", "--device", "cpu", "--seeds", *seeds, "--variants", variant]
+        )
+        command.main()
+    rows = read_csv(tmp_path / "claims" / "objective.csv")
+    assert [(row["variant"], row["seed"]) for row in rows] == [(last, "3"), (last, "4"), (first, "3")]
+    told = (tmp_path / "claims" / "objective.md").read_text()
+    assert f"| {first} | 1 |" in told and f"| {last} | 2 |" in told
+
+
 @pytest.mark.slow
 def test_a_quick_claim_runs_as_a_user_runs_it() -> None:
     subprocess.run(

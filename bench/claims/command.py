@@ -34,6 +34,8 @@ class Options:
     """Which one; an unknown name lists all."""
     seeds: tuple[int, ...] | None = None
     """Other seeds than the claim's own."""
+    variants: tuple[str, ...] | None = None
+    """Some of its variants alone, by their names in its table; the table and the figure have every row all the same."""
     data: Path = Path("data")
     """Where the data sets lie or are fetched to."""
     runs: Path = Path("runs/claims")
@@ -56,13 +58,18 @@ def main() -> None:
     if options.quick:
         claim, folder, runs = shrunk(claim), ROOT / "build" / "quick" / "claims", ROOT / "build" / "quick" / "runs"
         shutil.rmtree(runs, ignore_errors=True)  # what another state of the code left shows nothing
+    wanted = claim.variants if options.variants is None else options.variants
+    if unknown := [name for name in wanted if name not in claim.variants]:
+        raise UserError(
+            f"{options.name} has no variant {unknown[0]!r}: choose of {', '.join(map(repr, claim.variants))}"
+        )
     device = choose_device(options.device)
     machine = announce(device)
     out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"
     todo = []
     for seed in options.seeds if options.seeds is not None else claim.seeds:
-        for variant, plain in claim.variants.items():
-            config = replace(plain, seed=seed, device=str(device), amp=True)
+        for variant in wanted:
+            config = replace(claim.variants[variant], seed=seed, device=str(device), amp=True)
             identity = {"variant": variant, "seed": str(seed), "configuration": digest(config)}
             if options.again or options.quick or not _known(read_csv(out), identity):
                 todo.append((config, identity))
