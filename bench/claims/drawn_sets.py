@@ -64,7 +64,7 @@ CLAIMS = {
         numbers=_FACE_NUMBERS,
         draw=dotted(_FACE_NUMBERS),
         shown={
-            "azimuth": ("traversal/azimuth", "traversal/width"),
+            "azimuth": tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width")),
             "elevation": ("traversal/elevation",),
             "lighting": ("traversal/light",),
         },
