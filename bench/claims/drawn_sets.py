@@ -108,7 +108,7 @@ CLAIMS = {
         groups=("information", "disentanglement"),
         numbers=(_TOTAL, Number("disentanglement/modularity", "modularity"), *_SCORES[:2]),
         draw=dotted((_TOTAL, *_SCORES[:2])),
-        shown={"spectral norm": tuple(f"disentanglement/{name}" for name in ("Eyeglasses", "Smiling", "Black_Hair"))},
+        shown={"spectral norm": tuple(f"disentanglement/{name}" for name in ("glasses", "skin", "hair colour"))},
         prepare=drawn("celeba-like", 20_000),
     ),
     "dsprites": Claim(
