@@ -101,7 +101,7 @@ CLAIMS = {
         ),
         variants={
             "the paper's": _CELEBA,
-            # On these images the paper's D, with batch norm, wins within a hundred iterations (bench/NOTES.md).
+            # On these images the paper's D, with batch norm, wins within some hundred iterations (bench/NOTES.md).
             "spectral norm": replace(_CELEBA, spectral_norm=True),
         },
         seeds=SEEDS,
