@@ -226,7 +226,7 @@ def _forest(table: Floats, factors: Factors, column: int, seed: int) -> Forest:
 
     def grown(depth: int, rows: slice) -> Forest:
         # Every split may use every code: left to a random choice of them, importance leaks to codes that know nothing.
-        forest = kind(FOREST_TREES, max_depth=depth, max_features=None, random_state=seed)
+        forest = kind(FOREST_TREES, max_depth=depth, max_features=None, random_state=seed, n_jobs=-1)
         return forest.fit(table[rows], wanted[rows, 0] if wanted.shape[1] == 1 else wanted[rows])
 
     kept = slice(0, len(table) * 2 // 3)
