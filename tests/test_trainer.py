@@ -318,6 +318,26 @@ def test_readings_are_means_of_what_the_iterations_report(
         assert line["loss/c2"] + line["mi/c2"] == pytest.approx(0.693147)
 
 
+@pytest.mark.parametrize(("spectral_norm", "advice"), [(False, "with --spectral-norm, or with a"), (True, "with a")])
+def test_a_discriminator_that_has_won_is_told_of_once(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, spectral_norm: bool, advice: str
+) -> None:
+    losses = [0.02, 0.2, 0.03, 0.04, 0.02, 0.3, 0.3]
+    made = make_trainer(tiny_config(iterations=len(losses), log_every=1, spectral_norm=spectral_norm), tmp_path)
+    add = made.metrics.add
+
+    def as_if(step: torch.Tensor, values: torch.Tensor) -> None:
+        values[[made.metrics.names.index(f"loss/d_{rows}") for rows in ("real", "fake")]] = losses[int(step)] / 2
+        add(step, values)
+
+    made.metrics.add = as_if  # type: ignore[method-assign]
+    said: list[str] = []
+    made.train(said.append)
+    told = [index for index, line in enumerate(said) if line.startswith("D tells real images")]
+    assert told == [4], said  # behind the reading of step 4, the second in a row
+    assert "(0.04 nats, 1.39 is chance)" in said[4] and f"start again {advice} lower --lr-d" in said[4]
+
+
 def test_the_first_value_that_is_not_finite_is_told_with_its_step() -> None:
     sums = Metrics(["a", "b", "c"], CPU)
     for step, values in enumerate([(1.0, 2, 3), (1, 2, float("inf")), (float("nan"), 2, 3), (1, 2, float("nan"))]):
