@@ -12,7 +12,7 @@ TEST_FLAGS ?=
 train: $(VENV)/installed  ## fetch MNIST and train the quick start on it; TRAIN_FLAGS="--iterations 5000" changes it
 	$(RUN) -m fastinfogan.train --dataset mnist --amp $(TRAIN_FLAGS)
 
-test: $(VENV)/installed-test  ## the whole test suite
+test: $(VENV)/installed-test  ## the test suite, without the long proofs of test-all
 	$(RUN) -m pytest $(TEST_FLAGS)
 
 test-all: $(VENV)/installed-test  ## with the long proofs that `make test` leaves out

@@ -264,10 +264,10 @@ class Trainer:
         loss = values["loss/d_real"] + values["loss/d_fake"]
         self._readings_won = self._readings_won + 1 if loss < WON else 0
         if self._readings_won == 2:
-            bound = "" if self.config.spectral_norm else "with --spectral-norm, or "
+            remedy = "a lower --lr-d" if self.config.spectral_norm else "--spectral-norm"
             say(
                 f"D tells real images from generated ones nearly without fail ({loss:.2f} nats, 1.39 is chance), and G "
-                f"learns little from that: where the figures show no images, start again {bound}with a lower --lr-d"
+                f"learns little from that: where the figures show no images, start again with {remedy}"
             )
 
     def _line(self, values: dict[str, float], rate: float) -> str:

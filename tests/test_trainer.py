@@ -318,7 +318,7 @@ def test_readings_are_means_of_what_the_iterations_report(
         assert line["loss/c2"] + line["mi/c2"] == pytest.approx(0.693147)
 
 
-@pytest.mark.parametrize(("spectral_norm", "advice"), [(False, "with --spectral-norm, or with a"), (True, "with a")])
+@pytest.mark.parametrize(("spectral_norm", "advice"), [(False, "--spectral-norm"), (True, "a lower --lr-d")])
 def test_a_discriminator_that_has_won_is_told_of_once(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, spectral_norm: bool, advice: str
 ) -> None:
@@ -335,7 +335,7 @@ def test_a_discriminator_that_has_won_is_told_of_once(
     made.train(said.append)
     told = [index for index, line in enumerate(said) if line.startswith("D tells real images")]
     assert told == [4], said  # behind the reading of step 4, the second in a row
-    assert "(0.04 nats, 1.39 is chance)" in said[4] and f"start again {advice} lower --lr-d" in said[4]
+    assert "(0.04 nats, 1.39 is chance)" in said[4] and said[4].endswith(f"start again with {advice}")
 
 
 def test_the_first_value_that_is_not_finite_is_told_with_its_step() -> None:

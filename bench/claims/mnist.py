@@ -112,7 +112,10 @@ CLAIMS = {
     ),
     "ablation": Claim(
         question="What of the quick start makes its categories digits?",
-        protocol=f"One difference from the quick start at a time. {_CATEGORIES}",
+        protocol=(
+            f"One difference from the quick start at a time; without invariance there can be neither rivals nor a share "
+            f"of 0. {_CATEGORIES}"
+        ),
         variants={
             "quick start": QUICK_START,
             "no invariance": replace(QUICK_START, invariance=0.0, q_share=1.0, rivals=0),
