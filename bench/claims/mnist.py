@@ -113,8 +113,8 @@ CLAIMS = {
     "ablation": Claim(
         question="What of the quick start makes its categories digits?",
         protocol=(
-            f"One difference from the quick start at a time; without invariance there can be neither rivals nor a share "
-            f"of 0. {_CATEGORIES}"
+            f"One difference from the quick start at a time; without invariance there can be neither rivals nor a "
+            f"share of 0. {_CATEGORIES}"
         ),
         variants={
             "quick start": QUICK_START,
