@@ -335,17 +335,17 @@ std::vector<T*> all_at(const std::vector<Address>& addresses) {
 
 void adam(const std::vector<int64_t>& sizes, const std::vector<Address>& weights, const std::vector<Address>& gradients,
           const std::vector<int>& gradient_dtypes, const std::vector<Address>& first_moments,
-          const std::vector<Address>& second_moments, const std::vector<Address>& copies, Address step,
-          Address learning_rate, double beta1, double beta2, double eps, int threads) {
+          const std::vector<Address>& second_moments, const std::vector<Address>& copies,
+          const std::vector<Address>& steps, Address learning_rate, double beta1, double beta2, double eps, int threads) {
     const py::gil_scoped_release release;
     const auto weight = all_at<float>(weights), first = all_at<float>(first_moments);
-    const auto second = all_at<float>(second_moments);
+    const auto second = all_at<float>(second_moments), step = all_at<float>(steps);
     const auto gradient = all_at<const void>(gradients);
     const auto copy = all_at<uint16_t>(copies);
     std::vector<Dtype> dtypes;
     for (const int dtype : gradient_dtypes) dtypes.push_back(Dtype(dtype));
     cpu->adam({int64_t(sizes.size()), sizes.data(), weight.data(), gradient.data(), dtypes.data(), first.data(),
-               second.data(), copy.data(), at<float>(step), *at<const double>(learning_rate), beta1, beta2, eps,
+               second.data(), copy.data(), step.data(), *at<const double>(learning_rate), beta1, beta2, eps,
                threads});
 }
 

@@ -42,14 +42,14 @@ FIG_OWN_FUNCTION void copy(int64_t count, const float* __restrict weight, Bfloat
 }  // namespace
 
 void adam(const Adam& op) noexcept {
-    const double t = double(*op.step += 1.0f);
-    const Rates rates{float(1.0 - op.beta1),
-                      float(op.beta2),
-                      float(1.0 - op.beta2),
-                      float(op.learning_rate / (1.0 - pow(op.beta1, t))),
-                      float(sqrt(1.0 - pow(op.beta2, t))),
-                      float(op.eps)};
     for (int64_t tensor = 0; tensor < op.n_tensors; ++tensor) {
+        const double t = double(*op.steps[tensor] += 1.0f);
+        const Rates rates{float(1.0 - op.beta1),
+                          float(op.beta2),
+                          float(1.0 - op.beta2),
+                          float(op.learning_rate / (1.0 - pow(op.beta1, t))),
+                          float(sqrt(1.0 - pow(op.beta2, t))),
+                          float(op.eps)};
         const int64_t size = op.sizes[tensor], blocks = (size + BLOCK - 1) / BLOCK;
         parallel_chunks(useful_threads(op.threads, blocks, size), blocks, [&](int64_t block, int) {
             const int64_t first = block * BLOCK, count = smaller(BLOCK, size - first);

@@ -80,7 +80,9 @@ void cross_entropy_tile(float* __restrict tile, int64_t k, const int32_t* __rest
         }
 #pragma omp simd
     for (int64_t lane = 0; lane < LANES; ++lane) {
-        sums[lane] += lane < valid ? double(logarithm(total[lane]) - picked[lane]) : 0.0;
+        // The logarithm is for numbers alone: what is none is put back, and a number gets an exact 0.
+        const float log_total = logarithm(total[lane]) + (total[lane] - total[lane]);
+        sums[lane] += lane < valid ? double(log_total - picked[lane]) : 0.0;
         share[lane] = 1.0f / total[lane];
     }
     for (int64_t column = 0; column < k; ++column)

@@ -165,7 +165,7 @@ struct Adam {
     const Dtype* gradient_dtypes;
     float *const *first_moments, *const *second_moments;
     uint16_t* const* copies;  // bfloat16 copies of the weights; a null pointer where there is none
-    float* step;              // counted up here
+    float* const* steps;      // of each weight its own, as one may have learnt longer than another; counted up here
     double learning_rate, beta1, beta2, eps;
     int threads;
 };

@@ -78,16 +78,13 @@ class RefreshingAdam(Adam):
             if not weights:
                 continue
             states = [self._state(weight) for weight in weights]
-            step, *others = [state["step"] for state in states]
-            if others:
-                torch._foreach_add_(others, 1)  # the op counts the first
             adam(
                 weights,
                 [_in_order_of(self._leaf(weight)) for weight in weights],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [self.copies.get(weight, self.no_copy) for weight in weights],
-                step,
+                [state["step"] for state in states],
                 learning_rate=group["lr"],
                 betas=group["betas"],
                 eps=group["eps"],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.errors import UserError
-from fastinfogan.ops import LOG_STD_MIN, native, unpack_codes
+from fastinfogan.ops import LOG_STD_MIN, head_loss, native, sample_latents, unpack_codes
 from fastinfogan.ops.philox import signed64
 from fastinfogan.ops.recognize import recognize
 from fastinfogan.ops.traversal import traversal
@@ -227,7 +227,7 @@ def test_a_nan_logit_is_not_hidden():
     statistics, _, fake_gradient, gradient = native.head_loss(
         torch.full((20,), torch.nan), None, recognition, *codes, None, (10,), MNIST.entropies, False, False
     )
-    assert statistics[:3].isnan().tolist() == [True, False, True]
+    assert statistics.isnan().tolist() == [True, False, True, *[True, False, False] * 2]
     assert fake_gradient.isnan().all() and gradient[3, :10].isnan().all() and not gradient[4].isnan().any()
 
 
@@ -391,3 +391,26 @@ def test_torch_and_the_extension_share_one_openmp_runtime():
     with open(f"/proc/{os.getpid()}/maps") as maps:  # noqa: PTH123  # not a file of ours
         runtimes = {line.split()[-1] for line in maps if "libgomp.so" in line}
     assert len(runtimes) == 1, runtimes
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_results_do_not_follow_torchs_default_dtype(default):
+    def found():
+        drawn = sample_latents(MNIST, 20, seed=3, step=5, backend="native")
+        loss = head_loss(
+            MNIST,
+            torch.linspace(-2, 2, 20, dtype=torch.float32),
+            recognition=torch.zeros(20, 14, dtype=torch.float32),
+            categories=drawn.categories,
+            continuous=drawn.continuous,
+            backend="native",
+        )
+        return [drawn.z, drawn.continuous, loss.statistics]
+
+    expected = found()
+    torch.set_default_dtype(default)
+    try:
+        for here, there in zip(found(), expected, strict=True):
+            assert here.dtype == torch.float32 and torch.equal(here, there)
+    finally:
+        torch.set_default_dtype(torch.float32)

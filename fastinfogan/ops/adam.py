@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from fastinfogan.errors import UserError
 from fastinfogan.ops.backend import Backend, choose, implementation
 
 
@@ -22,29 +23,71 @@ def adam(
     first_moments: Sequence[torch.Tensor],
     second_moments: Sequence[torch.Tensor],
     copies: Sequence[torch.Tensor],
-    step: torch.Tensor,
+    steps: Sequence[torch.Tensor],
     *,
     learning_rate: float | torch.Tensor,
     betas: tuple[float, float],
     eps: float = 1e-8,
     backend: str | None = None,
 ) -> None:
-    """One step of Adam (Kingma and Ba 2015, Algorithm 1), in place, on contiguous tensors of the same elements' order.
+    """One step of Adam (Kingma and Ba 2015, Algorithm 1), in place, on dense tensors of the same elements' order.
 
     Args:
         weights, first_moments, second_moments: float32.
         gradients: float32, bfloat16 or float16, as many elements each as its weight.
         copies: bfloat16, the weight rounded; empty for a weight without one.
-        step: float32 scalar, the steps done; counted up.
+        steps: float32 scalars, the steps that each weight has done, which correct its moments' bias; counted up.
         learning_rate: as a float64 scalar it is read when the step is done: a recorded step can follow a schedule.
+
+    Raises:
+        UserError: another dtype, another number of elements, or an order in memory that is not the weight's.
     """
+    device = weights[0].device if weights else torch.device("cpu")
     rate = learning_rate
     if not isinstance(rate, torch.Tensor):
-        rate = torch.tensor(rate, dtype=torch.float64, device=step.device)
-    torch.ops.fastinfogan.adam(
-        weights, gradients, first_moments, second_moments, copies, step, rate, *betas, eps,
-        choose(backend, step.device.type, triton=False),
-    )  # fmt: skip
+        rate = torch.tensor(rate, dtype=torch.float64, device=device)
+    lists = (weights, gradients, first_moments, second_moments, copies, steps)
+    _check(*lists, rate)
+    torch.ops.fastinfogan.adam(*lists, rate, *betas, eps, choose(backend, device.type, triton=False))
+
+
+def _check(
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    first_moments: Sequence[torch.Tensor],
+    second_moments: Sequence[torch.Tensor],
+    copies: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    rate: torch.Tensor,
+) -> None:
+    if rate.dtype != torch.float64:
+        raise UserError(
+            f"adam reads its learning rate in float64, got a {rate.dtype} tensor: give a float or .double()"
+        )
+    lists = (gradients, first_moments, second_moments, copies, steps)
+    if any(len(tensors) != len(weights) for tensors in lists):
+        raise UserError(f"adam has {len(weights)} weights and lists of {', '.join(str(len(one)) for one in lists)}")
+    for weight, gradient, first, second, copy, step in zip(weights, *lists, strict=True):
+        if not weight.dtype == first.dtype == second.dtype == step.dtype == torch.float32:
+            raise UserError(
+                f"adam expected float32 weights, moments and steps, got {weight.dtype}, {first.dtype}, "
+                f"{second.dtype} and {step.dtype}"
+            )
+        if gradient.numel() != weight.numel() or (copy.numel() and copy.numel() != weight.numel()):
+            raise UserError(
+                f"adam expected {weight.numel()} elements as in the weight, got a gradient of "
+                f"{gradient.numel()} and a copy of {copy.numel()}"
+            )
+        if not (first.stride() == second.stride() == weight.stride() and _lies_as(gradient, weight)):
+            raise UserError(
+                f"adam walks through memory: a gradient of strides {gradient.stride()} and moments of strides "
+                f"{first.stride()} and {second.stride()} do not lie as their weight of strides {weight.stride()} does"
+            )
+
+
+def _lies_as(gradient: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether both have their elements in one order; a matrix in its own order is taken for the weight's."""
+    return gradient.stride() == weight.stride() if gradient.shape == weight.shape else gradient.is_contiguous()
 
 
 def _reference(
@@ -53,15 +96,17 @@ def _reference(
     first_moments: Sequence[torch.Tensor],
     second_moments: Sequence[torch.Tensor],
     copies: Sequence[torch.Tensor],
-    step: torch.Tensor,
+    steps: Sequence[torch.Tensor],
     learning_rate: torch.Tensor,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> None:
-    step += 1
-    correction1, correction2 = 1 - beta1 ** step.double(), 1 - beta2 ** step.double()
-    for weight, gradient, m, v, copy in zip(weights, gradients, first_moments, second_moments, copies, strict=True):
+    for weight, gradient, m, v, copy, step in zip(
+        weights, gradients, first_moments, second_moments, copies, steps, strict=True
+    ):
+        step += 1
+        correction1, correction2 = 1 - beta1 ** step.double(), 1 - beta2 ** step.double()
         g = gradient.float().view(weight.shape)
         m += (1 - beta1) * (g - m)
         v.copy_(beta2 * v + (1 - beta2) * g * g)
@@ -77,7 +122,7 @@ def _adam(*arguments, backend):  # type: ignore[no-untyped-def]
 _LIBRARY = torch.library.Library("fastinfogan", "FRAGMENT")
 _LIBRARY.define(
     "adam(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] first_moments, Tensor(c!)[] second_moments, "
-    "Tensor(d!)[] copies, Tensor(e!) step, Tensor learning_rate, float beta1, float beta2, float eps, "
+    "Tensor(d!)[] copies, Tensor(e!)[] steps, Tensor learning_rate, float beta1, float beta2, float eps, "
     "str backend) -> ()"
 )
 _LIBRARY.impl("adam", lambda *arguments: _adam(*arguments[:-1], backend=arguments[-1]), "CompositeExplicitAutograd")

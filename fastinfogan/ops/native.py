@@ -93,7 +93,7 @@ def sample_latents(
     layout = _layout(categorical, continuous_normal, noise, noise_normal)
     z = torch.empty((batch, noise + sum(categorical) + len(continuous_normal)), dtype=dtype)
     categories = torch.empty((batch, len(categorical)), dtype=torch.int64)
-    continuous = torch.empty((batch, len(continuous_normal)))
+    continuous = torch.empty((batch, len(continuous_normal)), dtype=torch.float32)
     _C.sample_latents(
         layout,
         seed.data_ptr(),
@@ -150,7 +150,7 @@ def head_loss(
         categories_address, continuous_address = categories.data_ptr(), continuous.data_ptr()
         code_weights = None if code_weights is None else floats(code_weights)
         weights_address = 0 if code_weights is None else code_weights.data_ptr()
-    statistics = torch.empty(3 + 2 * n_codes)
+    statistics = torch.empty(3 + 2 * n_codes, dtype=torch.float32)
     loss_scale = None if loss_scale is None else floats(loss_scale)
     _C.head_loss(
         layout,

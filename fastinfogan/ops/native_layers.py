@@ -169,7 +169,7 @@ def adam(
     first_moments: Sequence[torch.Tensor],
     second_moments: Sequence[torch.Tensor],
     copies: Sequence[torch.Tensor],
-    step: torch.Tensor,
+    steps: Sequence[torch.Tensor],
     learning_rate: torch.Tensor,
     *rates: float,
 ) -> None:
@@ -182,7 +182,7 @@ def adam(
         [moment.data_ptr() for moment in first_moments],
         [moment.data_ptr() for moment in second_moments],
         [copy.data_ptr() if copy.numel() else 0 for copy in copies],
-        step.data_ptr(),
+        [step.data_ptr() for step in steps],
         learning_rate.data_ptr(),
         *rates,
         torch.get_num_threads(),

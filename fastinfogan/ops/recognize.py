@@ -56,7 +56,7 @@ def _reference(
     n_continuous = (q.shape[1] - sum(categorical)) // 2
     *logits, mean, log_std = q.split([*categorical, n_continuous, n_continuous], dim=1)
     categories = torch.empty((len(q), len(categorical)), dtype=torch.int64, device=q.device)
-    confidence = torch.empty((len(q), len(categorical)), device=q.device)
+    confidence = torch.empty((len(q), len(categorical)), dtype=torch.float32, device=q.device)
     for i, of_code in enumerate(logits):
         categories[:, i] = of_code.argmax(1)
         confidence[:, i] = of_code.softmax(1).amax(1)
