@@ -48,8 +48,9 @@ THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 VECTORS = ["-fopenmp-simd"] if sys.platform == "darwin" else []
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
 
-# Code for the data-centre GPUs of the last three generations, and PTX of the newest for what comes after.
-CUDA_ARCHITECTURES = ("80", "90", "100")
+# Code for the oldest GPUs that nvcc 13 knows (T4, RTX 20) and for the data-centre GPUs of the last three generations,
+# and PTX of the newest for what comes after.
+CUDA_ARCHITECTURES = ("75", "80", "90", "100")
 
 
 class Toolkit:

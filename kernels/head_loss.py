@@ -301,7 +301,11 @@ def _arrival_counter(device: torch.device) -> torch.Tensor:
     All counters of a device are made at its first launch, outside any capture: a launch that is captured must not
     allocate one in the graph's own memory.
     """
-    counters, slots = _arrivals.setdefault(device, (torch.zeros(_COUNTERS, dtype=torch.int32, device=device), {}))
+    if device not in _arrivals:
+        _arrivals[device] = torch.zeros(_COUNTERS, dtype=torch.int32, device=device), {}
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # once: launches on other streams must find zeros too
+    counters, slots = _arrivals[device]
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return counters[slots.setdefault(stream, len(slots)) % _COUNTERS]
 
@@ -344,6 +348,7 @@ def head_loss(
     n_continuous = 0 if recognition is None or continuous is None else continuous.shape[1]
     sizes = () if recognition is None else tuple(categorical)
     n_codes = len(sizes) + n_continuous
+    code_weights = None if code_weights is None else code_weights.contiguous()
     strides = [0, 0, 0]
     if recognition is not None and categories is not None and continuous is not None:
         recognition, categories, continuous = map(_with_unit_columns, (recognition, categories, continuous))

@@ -82,6 +82,11 @@ _BLOCK = 1024
 _WARP = 32
 
 
+def _with_near_columns(table: torch.Tensor) -> torch.Tensor:
+    """``table`` itself for any strides; a copy only where its last column is 2^31 values away or more, in 32 bits."""
+    return table if table.shape[1] * table.stride(1) < 2**31 else table.contiguous()
+
+
 def pack_codes(
     noise: torch.Tensor,
     categories: torch.Tensor,
@@ -96,6 +101,7 @@ def pack_codes(
     sizes = tuple(categorical)
     n_rows, n_noise = noise.shape
     n_continuous = continuous.shape[1]
+    noise, categories, continuous = map(_with_near_columns, (noise, categories, continuous))
     z = noise.new_empty((n_rows, n_noise + sum(sizes) + n_continuous), dtype=dtype)
     if z.numel():
         with torch.cuda.device_of(noise):

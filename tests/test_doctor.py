@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastinfogan import doctor
-from fastinfogan.ops import selfcheck
+from fastinfogan.ops import native, selfcheck
 from fastinfogan.ops.backend import VARIABLE, available
 from fastinfogan.ops.selfcheck import Check, check_ops, trust
 from tests.conftest import Command
@@ -22,7 +22,7 @@ def test_every_backend_of_every_op_agrees_here() -> None:
     checks = check_ops(CPU)
     assert all(check.agrees for check in checks), checks
     assert {check.op for check in checks if check.backend == "native"} == (
-        {"sample_latents", "head_loss", "image_batch", "pack_codes", "unpack_codes"}
+        {"sample_latents", "head_loss", "image_batch", "pack_codes", "unpack_codes", "traversal", "recognize"}
         if "native" in available("cpu")
         else set()
     )
@@ -84,11 +84,33 @@ class TestTrust:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Another GPU")
         trust(torch.device("cuda"))
         assert len(asked) == 2
+        monkeypatch.setattr(native, "cuda_architectures", lambda: "sm_123")  # the extension was built anew
+        trust(torch.device("cuda"))
+        assert len(asked) == 3
         assert os.environ[VARIABLE] == ""
 
     def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(selfcheck, "check_ops", lambda _: pytest.fail("checked"))
         assert trust(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("built_for", "capabilities", "serves"),
+    [
+        ("sm_75 sm_80 compute_80", [(7, 5)], True),
+        ("sm_80 sm_90 compute_90", [(7, 5)], False),  # a T4 would find no code
+        ("sm_80 sm_90 compute_90", [(12, 0), (8, 0)], True),  # the first compiles the PTX
+        ("sm_80 sm_90 compute_90", [(9, 0), (7, 5)], False),
+        ("", [(9, 0)], False),
+    ],
+)
+def test_cuda_kernels_serve_no_gpu_that_they_were_not_compiled_for(
+    monkeypatch: pytest.MonkeyPatch, built_for: str, capabilities: list[tuple[int, int]], serves: bool
+) -> None:
+    monkeypatch.setattr(native, "cuda_architectures", lambda: built_for)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    assert native.on_cuda() is serves
 
 
 def test_the_command_prints_versions_backends_and_verdicts(command: Command) -> None:

@@ -260,9 +260,29 @@ def test_opcheck(real: bool, codes: bool) -> None:
         ({"fake_logits": torch.zeros(4, 1)}, r"fake_logits of shape"),
         ({"real_logits": torch.zeros(4, 1)}, r"real_logits of shape"),
         ({"code_weights": torch.zeros(3)}, r"code_weights of shape \(4,\), got \(3,\)"),
-        ({"real_logits": torch.zeros(4, device="meta")}, "real_logits on meta and fake_logits on cpu"),
+        ({"real_logits": torch.zeros(4, device="meta")}, "real_logits on meta and works on cpu"),
+        ({"loss_scale": torch.ones(1)}, r"loss_scale of shape \(\), got \(1,\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         head_loss(SPEC, **{**batch(SPEC, 4, torch.float32), **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_it_is_differentiable_once_and_says_so(dtype: torch.dtype) -> None:
+    arguments = batch(SPEC, 4, dtype)
+    logits = arguments["fake_logits"].requires_grad_(True)
+    loss = head_loss(SPEC, **arguments).loss
+    with pytest.raises(UserError, match="differentiable once, not twice: leave out create_graph=True"):
+        torch.autograd.grad(loss, logits, create_graph=True)
+    (gradient,) = torch.autograd.grad(head_loss(SPEC, **arguments).loss, logits)
+    assert gradient.abs().sum() > 0
+
+
+def test_an_outer_factor_beyond_float16_reaches_the_gradients_unrounded() -> None:
+    logits = torch.full((128,), 2.0, dtype=torch.float16, requires_grad=True)
+    (head_loss(SPEC, logits).loss * 65536.0).backward()
+    expected = -65536.0 / 128 / (1 + math.exp(2.0))
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    assert logits.grad.float().mean().item() == pytest.approx(expected, rel=2e-3)

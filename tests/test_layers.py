@@ -523,3 +523,23 @@ def test_without_a_cpu_or_the_extension_the_modules_stay_as_they_are(monkeypatch
     assert use_matrices(networks, Precision(CPU, torch.bfloat16, "a test")) is None
     assert all(getattr(module, "engine", None) is None for network in networks for module in network.modules())
     assert issubclass(RefreshingAdam, Adam)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x, w: fc(x, w[:, :, 0, 0]),
+        lambda x, w: norm_act(x, w[0, :, 0, 0], w[1, :, 0, 0], slope=0.1)[0],
+        lambda x, w: convolve(
+            x[:, :, None, None].expand(-1, -1, 4, 4), w.permute(0, 2, 3, 1).flatten(1), stride=2, before=1
+        ),
+        lambda x, w: convolve_transposed(x[:, :, None, None], w.permute(1, 2, 3, 0).flatten(1), stride=2, before=1),
+    ],
+    ids=["fc", "norm_act", "convolve", "convolve_transposed"],
+)
+def test_layers_are_differentiable_once_and_say_so(op: Any) -> None:
+    x, w = torch.randn(6, 5).requires_grad_(), torch.randn(8, 5, 4, 4).requires_grad_()
+    with pytest.raises(UserError, match="differentiable once"):
+        torch.autograd.grad(op(x, w).square().sum(), w, create_graph=True)
+    (gradient,) = torch.autograd.grad(op(x, w).square().sum(), w)
+    assert gradient.abs().sum() > 0

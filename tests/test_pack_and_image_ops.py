@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.errors import UserError
-from fastinfogan.ops import image_batch, pack_codes, sample_latents, unpack_codes
+from fastinfogan.ops import image_batch, pack_codes, sample_latents, traversal, unpack_codes
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 from tests.strategies import specs
 
@@ -47,6 +47,48 @@ def test_a_part_of_the_wrong_shape_is_named(name: str, shape: tuple[int, int]) -
     parts[name] = torch.zeros(shape).to(parts[name].dtype)
     with pytest.raises(UserError, match=f"expected {name if name != 'noise' else 'noise'} of shape"):
         pack_codes(SPEC, **parts)
+
+
+PARTS = {"noise": torch.zeros(2, 3), "categories": torch.zeros(2, 2).long(), "continuous": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize("op", ["pack_codes", "traversal"])
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("categories", PARTS["categories"].int(), "categories of int64 indices, got torch.int32"),
+        ("noise", PARTS["noise"].long(), "floating point noise, got torch.int64"),
+        ("continuous", PARTS["continuous"].to("meta"), "continuous on meta and works on cpu: move one of them"),
+    ],
+)
+def test_a_part_that_no_kernel_could_read_is_named(op: str, name: str, wrong: torch.Tensor, message: str) -> None:
+    parts = PARTS | {name: wrong}
+    with pytest.raises(UserError, match=f"{op} (expected|got) {message}"):
+        if op == "pack_codes":
+            pack_codes(SPEC, **parts)
+        else:
+            traversal(SPEC, **parts, code=0, values=torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (torch.tensor(3, dtype=torch.int32), "a seed or step of int64 indices, got torch.int32"),
+        (torch.tensor([3]), r"a seed or step of shape \(\), got \(1,\)"),
+        (torch.tensor(3, device="meta"), "a seed or step on meta and works on cpu"),
+    ],
+)
+def test_a_seed_that_is_no_word_on_the_device_is_refused(seed: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample_latents(SPEC, 4, seed=seed, step=0)
+    with pytest.raises(UserError, match=message):
+        sample_latents(SPEC, 4, seed=0, step=seed)
+
+
+def test_an_index_on_another_device_than_the_images_is_refused() -> None:
+    store = torch.zeros(2, 4, 4, 1, dtype=torch.uint8)
+    with pytest.raises(UserError, match="image_batch got index on meta and works on cpu"):
+        image_batch(store, torch.zeros(1, dtype=torch.int64, device="meta"), low=0.0, high=1.0)
 
 
 def test_unpacking_another_layout_is_refused() -> None:

@@ -5,6 +5,7 @@ Kept apart from the ops so that ``FASTINFOGAN_BACKEND`` and the messages mean th
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -98,6 +99,21 @@ def below_autograd(differentiable: bool) -> AbstractContextManager[object]:
     if differentiable or torch.compiler.is_compiling():
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward`` that refuses to be differentiated again: the gradients that it makes carry no graph of their own."""
+
+    @functools.wraps(backward)
+    def refusing(ctx: Any, *gradients: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():  # as create_graph=True has it
+            raise UserError(
+                "fastinfogan's ops are differentiable once, not twice: leave out create_graph=True, or compute what "
+                "needs it with PyTorch's own layers"
+            )
+        return backward(ctx, *gradients)
+
+    return refusing
 
 
 @lru_cache

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, implementation, register_op
+from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
 
 KERNEL = 4
 
@@ -148,11 +148,13 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(images, matrix)
 
 
+@first_order
 def _convolve_backward(ctx, gradient):  # type: ignore[no-untyped-def]
     images, _ = ctx.saved_tensors
     return _gradients(ctx, torch.ops.fastinfogan.convolve_transposed, gradient, large=images, small=gradient)
 
 
+@first_order
 def _transposed_backward(ctx, gradient):  # type: ignore[no-untyped-def]
     images, _ = ctx.saved_tensors
     return _gradients(ctx, torch.ops.fastinfogan.convolve, gradient, large=gradient, small=images)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, implementation, register_op
+from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
 
 
 def fc(rows: torch.Tensor, matrix: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -60,6 +60,7 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(rows, matrix)
 
 
+@first_order
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     rows, matrix = ctx.saved_tensors
     for_rows, for_matrix = ctx.needs_input_grad[:2]

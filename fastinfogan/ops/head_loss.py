@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, implementation, register_op
+from fastinfogan.ops.arguments import Kind, require
+from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -87,7 +88,8 @@ def head_loss(
         code_weights: ``float32 [n_codes]``, one per entry of ``spec.names``; None weighs each 1.
         saturating: in the G phase, minimise log(1 - D) as Eq. 1 has it instead of -log D.
         fixed_std: take std = 1 and give the log-std columns no gradient.
-        loss_scale: a scalar on the device that multiplies the gradients (fp16); the loss and the terms stay unscaled.
+        loss_scale: a scalar on the device that multiplies the gradients; the loss and the terms stay unscaled. For
+            float16 logits pass it here: a scale applied to the loss comes after the gradients were rounded.
 
     Means are over rows; an empty batch has terms 0. A log-std below ``LOG_STD_MIN`` counts as ``LOG_STD_MIN``; its
     gradient is kept where descending it leads back above, so that no unit is stuck.
@@ -95,7 +97,7 @@ def head_loss(
     Raises:
         UserError: shapes, dtypes or devices that do not fit together, or an unknown backend.
     """
-    _check(spec, fake_logits, real_logits, recognition, categories, continuous, code_weights)
+    _check(spec, fake_logits, real_logits, recognition, categories, continuous, code_weights, loss_scale)
     outputs = [logits for logits in (fake_logits, real_logits, recognition) if logits is not None]
     # fp64 is for gradcheck: the fused kernels compute in fp32.
     in_float64 = any(logits.dtype == torch.float64 for logits in outputs)
@@ -125,34 +127,29 @@ def _check(
     categories: torch.Tensor | None,
     continuous: torch.Tensor | None,
     code_weights: torch.Tensor | None,
+    loss_scale: torch.Tensor | None,
 ) -> None:
     rows = fake.shape[0] if fake.dim() == 1 else -1
     n_categorical, n_continuous = len(spec.categorical), len(spec.continuous)
-    expected: list[tuple[str, torch.Tensor | None, tuple[int, ...]]] = [("fake_logits", fake, (rows,))]
+    expected: list[tuple[str, torch.Tensor | None, tuple[int, ...], Kind]] = [
+        ("fake_logits", fake, (rows,), "floating")
+    ]
     if real is not None:
-        expected.append(("real_logits", real, (real.shape[0] if real.dim() else -1,)))
+        expected.append(("real_logits", real, (real.shape[0] if real.dim() else -1,), "floating"))
     if recognition is not None:
-        expected.append(("recognition", recognition, (rows, spec.head_dim)))
-        expected.append(("categories", categories, (rows, n_categorical)))
-        expected.append(("continuous", continuous, (rows, n_continuous)))
+        expected.append(("recognition", recognition, (rows, spec.head_dim), "floating"))
+        expected.append(("categories", categories, (rows, n_categorical), "index"))
+        expected.append(("continuous", continuous, (rows, n_continuous), "floating"))
     if code_weights is not None:
-        expected.append(("code_weights", code_weights, (n_categorical + n_continuous,)))
-    for name, tensor, shape in expected:
+        expected.append(("code_weights", code_weights, (n_categorical + n_continuous,), "floating"))
+    if loss_scale is not None:
+        expected.append(("loss_scale", loss_scale, (), "floating"))
+    for name, tensor, shape, kind in expected:
         if tensor is None:
             raise UserError(
                 f"head_loss needs {name} of shape {shape} beside recognition: pass the codes that G was fed"
             )
-        if tensor.shape != shape:
-            raise UserError(f"head_loss expected {name} of shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.device != fake.device:
-            raise UserError(
-                f"head_loss got {name} on {tensor.device} and fake_logits on {fake.device}: move one of them"
-            )
-        if name == "categories":
-            if tensor.dtype != torch.int64:
-                raise UserError(f"head_loss expected categories of int64 indices, got {tensor.dtype}")
-        elif not tensor.is_floating_point():
-            raise UserError(f"head_loss expected floating point {name}, got {tensor.dtype}")
+        require("head_loss", name, tensor, shape, fake.device, kind)
 
 
 def _reference(
@@ -292,13 +289,18 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*output[1:])
 
 
+@first_order
 def _backward(ctx, grad_statistics, *_):  # type: ignore[no-untyped-def]
     real_gradient, fake_gradient, q_gradient = ctx.saved_tensors
-    outer = grad_statistics[0]
+    outer = grad_statistics[0]  # in fp32 or wider: a loss scale of 65536 is beyond float16
+
+    def scaled(gradient: torch.Tensor) -> torch.Tensor:
+        return (gradient.to(outer.dtype) * outer).to(gradient.dtype)
+
     return (
-        fake_gradient * outer.to(fake_gradient.dtype),
-        real_gradient * outer.to(real_gradient.dtype) if ctx.has_real else None,
-        q_gradient * outer.to(q_gradient.dtype) if ctx.has_recognition else None,
+        scaled(fake_gradient),
+        scaled(real_gradient) if ctx.has_real else None,
+        scaled(q_gradient) if ctx.has_recognition else None,
         *[None] * 9,
     )
 

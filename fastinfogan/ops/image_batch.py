@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
+from fastinfogan.ops.arguments import require_on
 from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
 
@@ -39,8 +40,8 @@ def image_batch(
             (``row_offset`` + row); None never mirrors.
 
     Raises:
-        UserError: a store that is not contiguous uint8 ``[n, h, w, c]``, an index that is not int64 ``[batch]``, or
-            an unsupported dtype.
+        UserError: a store that is not contiguous uint8 ``[n, h, w, c]``, an index that is not int64 ``[batch]``,
+            an unsupported dtype, or tensors on two devices.
     """
     if images_u8.dtype != torch.uint8 or images_u8.dim() != 4 or not images_u8.is_contiguous():
         raise UserError(
@@ -49,6 +50,7 @@ def image_batch(
         )
     if index.dtype != torch.int64 or index.dim() != 1:
         raise UserError(f"image_batch expected int64 indices [batch], got {index.dtype} {tuple(index.shape)}")
+    require_on("image_batch", "index", index, images_u8.device)
     if dtype not in DTYPES:
         raise UserError(f"images can be float32, bfloat16 or float16, not {dtype}")
     device = images_u8.device

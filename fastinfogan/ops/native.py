@@ -35,9 +35,18 @@ def keep_freed_memory() -> None:
     _C.keep_freed_memory()
 
 
+def cuda_architectures() -> str:
+    """What the extension's CUDA kernels were compiled for, such as ``sm_80 compute_90``; empty without them."""
+    return str(_C.cuda_archs) if why_not is None and _C.built_with_cuda else ""
+
+
 def on_cuda() -> bool:
-    """Whether the extension serves ``pack_codes``, ``unpack_codes``, ``traversal`` and ``recognize`` on CUDA."""
-    return why_not is None and bool(_C.built_with_cuda)
+    """Whether the extension serves ``pack_codes``, ``unpack_codes``, ``traversal`` and ``recognize`` on the GPUs here:
+    none of them may be older than what it was compiled for.
+    """
+    compiled_for = [int(name.rpartition("_")[2]) for name in cuda_architectures().split()]
+    here = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return bool(compiled_for) and all(10 * major + minor >= min(compiled_for) for major, minor in here)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, implementation, register_op
+from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
 
 
 def norm_act(
@@ -152,6 +152,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_order
 def _backward(ctx, y_gradient, *_):  # type: ignore[no-untyped-def]
     x, bias, *gain, mean, variance = ctx.saved_tensors
     dx, dbias, dgain = torch.ops.fastinfogan.norm_act_backward(

@@ -14,6 +14,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
+from fastinfogan.ops.arguments import require
 from fastinfogan.ops.backend import Backend, choose, implementation, register_op
 
 
@@ -32,17 +33,10 @@ def pack_codes(
         noise: ``[n, spec.noise]``; ``categories``: ``int64 [n, n_categorical]``; ``continuous``: ``[n, n_continuous]``.
 
     Raises:
-        UserError: a shape that does not fit ``spec``, or a category outside 0 .. K-1, named with its row.
+        UserError: a shape that does not fit ``spec``, a dtype or a device that does not fit, or a category outside
+            0 .. K-1, named with its row.
     """
-    rows = noise.shape[0]
-    expected = {
-        "noise": (noise, (rows, spec.noise)),
-        "categories": (categories, (rows, len(spec.categorical))),
-        "continuous": (continuous, (rows, len(spec.continuous))),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise UserError(f"pack_codes expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    require_codes("pack_codes", spec, noise, categories, continuous)
     fused = {noise.dtype, continuous.dtype, dtype} <= set(native.DTYPES)
     chosen = choose(backend, noise.device.type, native_on_cuda=True, fused=fused)
     if chosen != "native" or noise.is_cuda:
@@ -52,6 +46,16 @@ def pack_codes(
     except IndexError:  # the extension finds a category out of range while it packs
         check_categories(spec, categories)
         raise
+
+
+def require_codes(
+    op: str, spec: LatentSpec, noise: torch.Tensor, categories: torch.Tensor, continuous: torch.Tensor
+) -> None:
+    """Raise a UserError unless the three are rows of latents of ``spec`` on one device."""
+    rows, device = len(noise), noise.device
+    require(op, "noise", noise, (rows, spec.noise), device)
+    require(op, "categories", categories, (rows, len(spec.categorical)), device, "index")
+    require(op, "continuous", continuous, (rows, len(spec.continuous)), device)
 
 
 def check_categories(spec: LatentSpec, categories: torch.Tensor) -> None:

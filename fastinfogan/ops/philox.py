@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from fastinfogan.ops.arguments import require
+
 # The stream is the top byte of the fourth counter word: one for each thing that draws.
 LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES, WARPS = range(6)
 PRIORS = 128  # is added to the stream of the latents whose categories a learnt prior draws
@@ -27,8 +29,13 @@ def signed64(value: int) -> int:
 
 
 def as_word64(value: int | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A seed or step as an int64 scalar on ``device``; a tensor that is there already is not touched."""
+    """A seed or step as an int64 scalar on ``device``; a tensor that is there already is not touched.
+
+    Raises:
+        UserError: a tensor that is no int64 scalar, or lies elsewhere.
+    """
     if isinstance(value, torch.Tensor):
+        require("the random stream", "a seed or step", value, (), device, "index")
         return value
     return torch.full((), signed64(value), dtype=torch.int64, device=device)
 

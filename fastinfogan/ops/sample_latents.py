@@ -49,7 +49,8 @@ def sample_latents(
         continuous float32 [batch, n_continuous])``; the targets are what ``z`` holds after rounding.
 
     Raises:
-        UserError: negative batch, unsupported dtype, stream or row out of range, unknown backend.
+        UserError: negative batch, unsupported dtype, stream or row out of range, unknown backend, or a seed or step
+            that is a tensor of another kind or elsewhere.
     """
     device = torch.device(device)
     if dtype not in DTYPES:

@@ -17,11 +17,14 @@ import torch
 
 from fastinfogan import __version__
 from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
+from fastinfogan.ops import native
 from fastinfogan.ops.backend import VARIABLE, Backend, available
 from fastinfogan.ops.head_loss import head_loss
 from fastinfogan.ops.image_batch import image_batch
 from fastinfogan.ops.pack_codes import pack_codes, unpack_codes
+from fastinfogan.ops.recognize import recognize
 from fastinfogan.ops.sample_latents import sample_latents
+from fastinfogan.ops.traversal import traversal
 
 SPECS = (
     LatentSpec(),
@@ -57,9 +60,9 @@ def check_ops(device: torch.device) -> list[Check]:
     """Every op's every backend that can run on ``device``, compared with the reference there."""
     return [
         _check(op, cases(device), backend)
-        for op, (cases, native_on_cuda) in _OPS.items()
+        for op, (cases, native_on_cuda, triton) in _OPS.items()
         for backend in available(device.type, native_on_cuda)
-        if backend != "reference"
+        if backend != "reference" and (triton or backend != "triton")
     ]
 
 
@@ -72,6 +75,7 @@ def trust(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
+    subject += f", CUDA kernels for {native.cuda_architectures() or 'none'}"  # a new build is a new subject
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
     if cache.exists() and subject in cache.read_text().splitlines():
         return None
@@ -199,10 +203,35 @@ def _unpack_cases(device: torch.device) -> list[Case]:
     return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
 
 
-_OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool]] = {
-    "sample_latents": (_sample_cases, False),
-    "head_loss": (_loss_cases, False),
-    "image_batch": (_image_cases, False),
-    "pack_codes": (_pack_cases, True),
-    "unpack_codes": (_unpack_cases, True),
+def _traversal_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype, code: int) -> Case:
+        latents = sample_latents(spec, batch, seed=1, step=0, device=device, backend="reference")
+        parts = (latents.z[:, : spec.noise], latents.categories, latents.continuous)
+        values = torch.arange(3, device=device)
+        return lambda backend: (traversal(spec, *parts, code=code, values=values, dtype=dtype, backend=backend),)
+
+    last = len(SPECS[0].names) - 1
+    return [
+        case(spec, batch, dtype, code) for spec in SPECS for batch in BATCHES for dtype in DTYPES for code in (0, last)
+    ]
+
+
+def _recognize_cases(device: torch.device) -> list[Case]:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype) -> Case:
+        generator = torch.Generator().manual_seed(batch)
+        outputs = (4 * torch.randn(batch, spec.head_dim, generator=generator)).to(device, dtype)
+        return lambda backend: recognize(spec, outputs, backend=backend)
+
+    return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
+
+
+# cases; whether the extension has a CUDA kernel; whether there is a Triton kernel
+_OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool, bool]] = {
+    "sample_latents": (_sample_cases, False, True),
+    "head_loss": (_loss_cases, False, True),
+    "image_batch": (_image_cases, False, True),
+    "pack_codes": (_pack_cases, True, True),
+    "unpack_codes": (_unpack_cases, True, True),
+    "traversal": (_traversal_cases, True, False),
+    "recognize": (_recognize_cases, True, False),
 }

@@ -13,9 +13,10 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops import native
+from fastinfogan.ops.arguments import require
 from fastinfogan.ops.backend import Backend, choose, implementation
 from fastinfogan.ops.pack_codes import _reference as _pack_reference
-from fastinfogan.ops.pack_codes import check_categories
+from fastinfogan.ops.pack_codes import check_categories, require_codes
 
 
 def traversal(
@@ -40,18 +41,12 @@ def traversal(
     Not differentiable: figures only look.
 
     Raises:
-        UserError: a shape that does not fit ``spec``, no such code, or a category outside 0 .. K-1.
+        UserError: a shape that does not fit ``spec``, a dtype or a device that does not fit, no such code, or a
+            category outside 0 .. K-1.
     """
-    rows, n_categorical = noise.shape[0], len(spec.categorical)
-    expected = {
-        "noise": (noise, (rows, spec.noise)),
-        "categories": (categories, (rows, n_categorical)),
-        "continuous": (continuous, (rows, len(spec.continuous))),
-        "values": (values, (values.numel(),)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise UserError(f"traversal expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    n_categorical = len(spec.categorical)
+    require_codes("traversal", spec, noise, categories, continuous)
+    require("traversal", "values", values, (values.numel(),), noise.device, "any")
     if not 0 <= code < len(spec.names):
         raise UserError(f"traversal expected the number of a code, 0 to {len(spec.names) - 1}, got {code}")
     if dtype not in native.DTYPES:

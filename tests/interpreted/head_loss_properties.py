@@ -68,6 +68,8 @@ class Batch:
         self.weights = None
         if self.weight is not None:
             self.weights = self.weight * torch.rand(len(spec.names), generator=generator)
+            if self.strided:
+                self.weights = torch.stack([self.weights, 100.0 + self.weights], 1)[:, 0]
 
     def call(self, function: object, precision: torch.dtype | None = None) -> Results:
         """``function`` on these arguments, converted to ``precision`` first if one is given."""
@@ -189,6 +191,13 @@ def test_same_bits_on_every_run_and_the_counter_is_left_at_zero(n: int) -> None:
     first, second = batch.call(head_loss), batch.call(head_loss)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not any(counters.any() for counters, _ in module._arrivals.values())
+
+
+def test_the_counters_of_a_device_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch(MIXED, 1000, 1000)
+    batch.call(head_loss)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: pytest.fail("made anew"))
+    batch.call(head_loss)
 
 
 def test_log_std_below_its_bound_is_pushed_up_but_never_down() -> None:

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from fastinfogan.kernels.pack_codes import pack_codes
+from fastinfogan.kernels.pack_codes import _with_near_columns, pack_codes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +44,13 @@ def test_agrees_with_the_reference(
     }[layout]
     arguments = (arranged(noise), arranged(categories), arranged(continuous), spec.categorical, dtype)
     assert_same_but_for_rounding(pack_codes(*arguments), reference(*arguments))
+
+
+def test_columns_too_far_apart_for_32_bits_are_brought_together() -> None:
+    far = torch.empty(1, device="meta").as_strided((2, 65), (1, 2**25))
+    assert _with_near_columns(far).stride() == (65, 1)
+    near = torch.empty(2, 64).t().contiguous().t()
+    assert _with_near_columns(near) is near
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 12])
