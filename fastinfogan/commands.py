@@ -23,7 +23,8 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"fastinfogan {__version__}, torch {torch.__version__}")
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log is read while the run goes on
+        # a log is read while the run goes on, and a path need not be what a terminal can show
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except UserError as error:

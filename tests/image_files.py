@@ -17,19 +17,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fastinfogan.data import idx
 
 ATTRIBUTES = tuple(f"Attribute_{i}" for i in range(40))
 
 
-def photograph(seed: int, width: int = 178, height: int = 218, mode: str = "RGB", kind: str = "JPEG") -> bytes:
-    """A smooth image of random colours as the bytes of a ``kind`` file."""
+def photograph(
+    seed: int,
+    width: int = 178,
+    height: int = 218,
+    mode: str = "RGB",
+    kind: str = "JPEG",
+    orientation: int | None = None,
+) -> bytes:
+    """A smooth image of random colours as the bytes of a ``kind`` file; ``orientation`` is the camera's mark in it."""
     colours = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     content = io.BytesIO()
     picture = Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-    picture.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    options: dict[str, Any] = {"quality": 90} if kind == "JPEG" else {}
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Orientation] = orientation
+    picture.save(content, kind, **options)
     return content.getvalue()
 
 

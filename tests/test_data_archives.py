@@ -68,6 +68,67 @@ def test_links_and_devices_in_a_tar_are_no_images(tmp_path: Path) -> None:
     assert contents(open_folder(path, "train")) == [b"whole"]
 
 
+def test_a_folder_that_links_to_itself_is_listed_once(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", {"b.jpg": b"b", "a/2.png": b"2"})
+    (folder / "again").symlink_to(".")
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "round.jpg").symlink_to("round.jpg")
+    opened = open_folder(folder, "train")
+    assert [name.removeprefix(f"{folder}/") for name in opened.names] == ["a/2.png", "b.jpg", "round.jpg"]
+
+
+def test_links_to_files_and_folders_are_followed_and_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    elsewhere = write_folder(tmp_path / "elsewhere", {"1.jpg": b"1", "more/2.jpg": b"2"})
+    folder = write_folder(tmp_path / "photos", {"own.jpg": b"own"})
+    (folder / "file.jpg").symlink_to(elsewhere / "1.jpg")
+    (folder / "folder").symlink_to(elsewhere / "more")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "to_pipe.jpg").symlink_to("pipe.jpg")
+    assert contents(open_folder(folder, "train")) == [b"1", b"2", b"own"]
+
+
+def test_a_link_to_nothing_is_an_error_of_that_file_alone(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", {"a.jpg": b"a"})
+    (folder / "b.jpg").symlink_to("missing")
+    opened = open_folder(folder, "train")
+    assert opened.read(0) == b"a"
+    with pytest.raises(FileNotFoundError):
+        opened.read(1)
+    write_folder(folder, {"missing": b"b"})
+    found = open_folder(folder, "train")
+    assert contents(found) == [b"a", b"b"] and found.fingerprint != opened.fingerprint
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = write_folder(tmp_path, {"a.jpg": b"a", "locked/b.jpg": b"b"}), os.scandir
+
+    def refuse(path: Path) -> object:  # root may read whatever its mode is
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(archives.os, "scandir", refuse)
+    told = rf"cannot list the folder {folder}/locked \(Permission denied\): make it readable, or give another one"
+    with pytest.raises(UserError, match=told):
+        open_folder(folder, "train")
+
+
+def test_names_that_are_not_utf_8_are_read_and_can_be_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (b"caf\xe9.jpg", b"caf\xe8.jpg"):
+        (folder / os.fsdecode(name)).write_bytes(name)
+    with tarfile.open(tmp_path / "photos.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(folder / os.fsdecode(b"caf\xe8.jpg"), "caf\xe8.jpg")
+        archive.add(folder / os.fsdecode(b"caf\xe9.jpg"), "caf\xe9.jpg")
+    opened = [open_folder(folder, "train"), open_folder(tmp_path / "photos.tar", "train")]
+    for one in opened:
+        assert contents(one) == [b"caf\xe8.jpg", b"caf\xe9.jpg"]
+        assert [name.encode().rsplit(b"/")[-1] for name in one.names] == [rb"caf\udce8.jpg", rb"caf\udce9.jpg"]
+    (folder / os.fsdecode(b"caf\xe9.jpg")).rename(folder / os.fsdecode(b"caf\xea.jpg"))
+    assert open_folder(folder, "train").fingerprint != opened[0].fingerprint
+
+
 def tar_of(*sizes: int) -> bytes:
     """A tar of files of those sizes; each takes 512 bytes and its own, rounded up to 512."""
     content = io.BytesIO()

@@ -84,6 +84,22 @@ def test_a_stream_gives_what_the_resident_set_gives(whole: Encoded) -> None:
     for step in range(resident.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
     resident.close()
+
+
+@pytest.mark.parametrize("damaged", [[0], [7, 8], [N - 2, N - 1], [0, 3, 4, N - 1]])
+def test_a_stream_gives_what_the_resident_set_gives_where_files_are_damaged(tmp_path: Path, damaged: list[int]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    files = {f"{i:02d}.jpg": b"damaged" if i in damaged else photograph(i, 20, 20) for i in range(N)}
+    opened = open_folder(write_folder(tmp_path, files), "train")
+    resident, streamed = (
+        open_batches(opened, plan(4), image=IMAGE, placement=placement, reject_limit=0.2, progress=False)  # type: ignore[arg-type]
+        for placement in ("resident", "stream")
+    )
+    assert isinstance(resident, ResidentBatches) and isinstance(streamed, StreamBatches)
+    assert len(resident.pixels) == N - len(damaged)
+    for step in range(resident.steps_per_epoch + 2):
+        assert torch.equal(resident.at(step), streamed.at(step))
+    streamed.close()
     streamed.close()
 
 

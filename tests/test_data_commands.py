@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,21 @@ def test_check_lists_every_rejected_file(
         f"  {tmp_path}/photos/2.jpg: not an image" in said and f"  {tmp_path}/photos/4.jpg: the file is empty" in said
     )
     assert f"contact sheet: {sheet}" in said and sheet.is_file()
+
+
+def test_check_lists_a_rejected_file_whose_name_is_not_utf_8_and_a_link_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    folder = write_folder(tmp_path / "photos", {f"{i}.jpg": photograph(i) for i in range(4)})
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"damaged")
+    (folder / "link.jpg").symlink_to("missing")
+    for _ in range(2):  # decoded, then found again
+        run(monkeypatch, "check", "folder", "--data", folder, "--sheet", tmp_path / "sheet.png")
+        said = capsys.readouterr()
+        assert "rejected: 2 of 6" in said.out and f"  {folder}/caf\\udce9.jpg: not an image" in said.out
+        assert f"  {folder}/link.jpg: [Errno 2] No such file" in said.out
+    assert "decoding" not in said.err and "made anew" not in said.err
 
 
 def test_check_tells_sizes_factors_and_what_the_preset_makes_of_them(

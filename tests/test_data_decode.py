@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from image_files import bomb, photograph, truncated, write_folder
-from PIL import Image
+from PIL import Image, ImageOps
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
@@ -37,7 +37,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 def by_pil(content: bytes, image: tuple[int, int, int], crop: int | None) -> npt.NDArray[np.uint8]:
     channels, height, width = image
-    picture = Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB")
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("L" if channels == 1 else "RGB")
     side = min(*picture.size, crop or 10**9)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
@@ -63,6 +63,8 @@ def mixed_kinds(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
         "5.jpg": photograph(5, 200, 150),
         "6.jpeg": photograph(6, 150, 150, mode="CMYK"),
         "7.png": photograph(7, 20, 24, kind="PNG"),
+        "8.jpg": photograph(8, 200, 150, orientation=6),
+        "9.png": photograph(9, 150, 200, kind="PNG", orientation=8),
     }
     return open_folder(write_folder(tmp_path_factory.mktemp("kinds"), files), "train")
 
@@ -79,6 +81,27 @@ def test_dali_agrees_with_pil_to_a_few_grey_levels(
     difference = np.abs(decoded.pixels.numpy().astype(int) - expected)
     # two JPEG decoders and two filters, each rounded to bytes; an error of half a pixel in the crop gives 20 and more
     assert difference.max() <= 6 and difference.mean() < 1
+
+
+@pytest.mark.parametrize("crop", [60, None])
+def test_a_photograph_is_turned_upright_as_its_camera_marked_it(tmp_path: Path, crop: int | None) -> None:
+    files = {
+        f"{kind}{mark}.{kind}": photograph(mark, 97, 140, kind=kind.upper(), orientation=mark)
+        for kind in ("jpeg", "png")
+        for mark in range(1, 9)
+    }
+    encoded = dataclasses.replace(open_folder(write_folder(tmp_path, files), "train"), crop=crop)
+    decoded = decode_all(encoded, (3, 32, 32), CPU, progress=False, keep=False)
+    expected = np.stack([by_pil(encoded.read(i), (3, 32, 32), crop) for i in range(16)])
+    assert np.abs(decoded.pixels.numpy().astype(int) - expected).max() <= 6
+
+
+def test_a_store_of_pictures_that_were_not_turned_upright_is_not_used_again(tmp_path: Path) -> None:
+    encoded = folder_of(tmp_path, 3)
+    before, shape = np.zeros((3, 16, 16, 3), np.uint8), (3, 16, 16, 3)
+    key = f"{encoded.fingerprint} {encoded.crop}"
+    decode.store.keep("folder", tmp_path, key, shape, lambda *_: iter([(before, {})]), progress=False)
+    assert decode_all(encoded, (3, 16, 16), CPU, progress=False).pixels.any()
 
 
 @pytest.mark.parametrize("kind", DAMAGED)

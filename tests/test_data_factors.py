@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fastinfogan.errors import UserError
 
 
 def test_a_factor_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    values = torch.rand(5, 2)
+    values = torch.stack([torch.rand(5), torch.tensor([3.0, 0, 1, 2, 3])], 1)
     written = Factors(("azimuth", "style"), ("circular", "categorical"), values, (-180.0, 0.0), (180.0, 3.0))
     write_factors(tmp_path / "factors.npz", written)
     found = read_factors(tmp_path / "factors.npz")
@@ -47,6 +48,12 @@ def test_a_factor_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"values": np.full((4, 3), "x")}, r"values <U1 \[4, 3\]"),
         ({"values": np.full((4, 3), np.nan)}, "with finite values"),
         ({"kinds": np.array(["circular", "round", "categorical"])}, "the kinds categorical, circular, round, expected"),
+        (
+            {"values": np.full((4, 3), -1)},
+            "the class -1 of 'style', expected whole numbers from 0 to 1: render the set",
+        ),
+        ({"values": np.full((4, 3), 0.5)}, "the class 0.5 of 'style', expected whole numbers from 0 to 1"),
+        ({"values": np.full((4, 3), 2)}, "the class 2 of 'style', expected whole numbers from 0 to 1"),
         ({"values": np.zeros((3, 3), np.float32)}, "describes 3 images but 4 lie beside it: render the set again"),
     ],
 )
@@ -82,6 +89,15 @@ def test_a_factor_file_that_is_damaged_or_lacks_an_array_is_told(
         read_factors(path)
     np.savez(path, names=np.array(["a"]))
     with pytest.raises(UserError, match=r"it lacks kinds, low, high, values"):
+        read_factors(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("names", b"a")
+    with pytest.raises(UserError, match=r"it lacks names, kinds, low, high, values"):
+        read_factors(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("names", "kinds", "low", "high", "values"):
+            archive.writestr(f"{name}.npy", b"no array")
+    with pytest.raises(UserError, match="is not a whole npz file of plain arrays"):
         read_factors(path)
     path.write_bytes(content)
     monkeypatch.setattr(factors, "MAX_BYTES", 800)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import ATTRIBUTES, idx_files, photograph, truncated, write_celeba, write_folder, write_zip
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fastinfogan.data import Encoded, mnist, open_split
 from fastinfogan.data.celeba import celeba_attributes
@@ -184,10 +186,17 @@ def test_grey_files_fit_grey_networks(tmp_path: Path, mode: str) -> None:
     assert len(open_split("folder", tmp_path, "train", (1, 28, 28))) == 2
 
 
+def test_a_picture_whose_text_is_too_large_for_pil_is_the_decoders_to_judge(tmp_path: Path) -> None:
+    note = PngInfo()
+    note.add_text("comment", "0" * (3 << 20), zip=True)
+    Image.new("L", (40, 40)).save(tmp_path / "0.png", pnginfo=note)
+    assert len(open_split("folder", tmp_path, "train", (1, 28, 28))) == 1
+
+
 def test_what_does_not_fit_the_networks_is_told_with_both_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mnist, "fetch", lambda root: write_folder(root, idx_files(2)))
+    monkeypatch.setattr(mnist, "fetch", lambda root: (write_folder(root, idx_files(2)), {}))
     with pytest.raises(UserError) as caught:
         open_split("mnist", tmp_path, "train", (3, 32, 32), tables="celeba")
     assert str(caught.value) == (

@@ -72,10 +72,10 @@ def test_a_second_fetch_does_nothing(
     tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(tmp_path, files)
-    folder = mnist.fetch(tmp_path)
+    fetched = mnist.fetch(tmp_path)
     capsys.readouterr()
     monkeypatch.setattr(mnist, "_store", lambda *_: pytest.fail("wrote verified files again"))
-    assert mnist.fetch(tmp_path) == folder
+    assert mnist.fetch(tmp_path) == fetched == (tmp_path / "mnist", {})
     assert capsys.readouterr() == ("", "")
     assert stored(tmp_path) == files  # and no temporary file is left
 
@@ -190,8 +190,50 @@ def test_the_mirror_is_the_last_source(
     assert stored(tmp_path) == files
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, files: dict[str, bytes]) -> None:
-    write_folder(tmp_path / "MNIST" / "raw", files)
+def test_files_on_the_disk_are_used_from_memory_where_nothing_can_be_written(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = {IMAGES: truncated(files[IMAGES])}
+    write_folder(tmp_path / "mnist", gzipped(files) | damaged)
+
+    def refuse(*_: object) -> None:  # root may write whatever the mode is
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        opened = open_split("mnist", tmp_path, split, (1, 28, 28))
+        assert opened.pixels.numpy().tobytes() == files[f"{prefix}-images-idx3-ubyte"][16:]
+    said = capsys.readouterr().err
+    assert f"kept in memory, {tmp_path}/mnist cannot be written ([Errno 30] Read-only file system)" in said
+    assert stored(tmp_path) == gzipped(files) | damaged
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mnist, "FASHION_HOME", tmp_path / "debian")
+    write_folder(tmp_path / "debian", files)
+    write_folder(tmp_path / "mnist", files)
+
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:  # root may read whatever the mode is
+        if path.name != IMAGES:
+            return read_bytes(path)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for name, place in (("mnist", "mnist"), ("fashion-mnist", "debian")):
+        told = rf"cannot read {tmp_path}/{place}/{IMAGES} \(Permission denied\): make it readable, or delete it"
+        with pytest.raises(UserError, match=told):
+            open_split(name, tmp_path, "train", (1, 28, 28))
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_where_every_run_would_download_again(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {mnist.MIRROR + name: content for name, content in gzipped(files).items()}
+    monkeypatch.setattr(mnist.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(answers[url]))
     (tmp_path / "mnist").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot write to .*mnist .*: choose another folder with --data"):
         mnist.fetch(tmp_path)

@@ -151,6 +151,37 @@ def test_a_flipped_bit_is_found_where_it_is_looked_for_and_the_store_made_anew(
     assert asked == [0, 1, 2, 3, 4] and f"{path} is damaged and is made anew" in capsys.readouterr().err
 
 
+def unwritable(home: Path) -> None:
+    """Let the lock be out of reach, as in a folder that cannot be written; root may write whatever its mode is."""
+    lock = home / store.FOLDER / "lock"
+    lock.unlink()
+    lock.mkdir()
+
+
+def test_a_finished_store_is_used_where_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(tmp_path, source())
+    unwritable(tmp_path)
+    for verify in (False, True):
+        stored = keep(tmp_path, source(stop=AssertionError("made again"), at=0), verify=verify)
+        assert_whole(stored)
+        assert isinstance(stored.pixels, np.memmap)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_nothing_can_be_written_a_damaged_store_is_left_and_no_other_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(tmp_path, source())
+    unwritable(tmp_path)
+    (path,) = (tmp_path / store.FOLDER).glob("*.npy")
+    path.write_bytes(cut := path.read_bytes()[:50])
+    assert_whole(keep(tmp_path, source()))
+    assert "decoded images stay in memory" in capsys.readouterr().err
+    assert kinds(tmp_path) == {".npy", ".json"} and path.read_bytes() == cut
+
+
 @pytest.mark.parametrize("victim", [".npy", ".json"])
 def test_a_truncated_store_is_made_anew(tmp_path: Path, victim: str, capsys: pytest.CaptureFixture[str]) -> None:
     keep(tmp_path, source())

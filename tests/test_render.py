@@ -173,6 +173,37 @@ def test_a_finished_set_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(before["render.json"])["count"] == 12
 
 
+@pytest.mark.parametrize("content", ["", '{"renderer": "svhn-l', "[]"])
+@pytest.mark.parametrize("record", ["render.json", ".part/recipe.json"])
+def test_a_damaged_record_says_what_to_delete(record: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / "out" / record
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    told = rf"^{path} is damaged \(.*\): choose another --out, or delete {path.parent}$"
+    with pytest.raises(UserError, match=told):
+        draw("svhn-like", tmp_path / "out")
+
+
+@pytest.mark.parametrize("record", ["recipe.json", "render.json"])
+def test_a_record_gets_its_name_when_it_is_whole(
+    record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_sheet: None
+) -> None:
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.name == record:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", interrupted)
+        draw("svhn-like", tmp_path / "broken")
+    assert not list((tmp_path / "broken").rglob(record))
+    for folder in (tmp_path / "broken", tmp_path / "whole"):
+        draw("svhn-like", folder)
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
 def test_files_that_were_not_rendered_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train_32x32.mat").write_bytes(b"the real SVHN")
     with pytest.raises(UserError, match=r"holds train_32x32.mat, which was not rendered there: choose another --out"):

@@ -193,7 +193,7 @@ def _shape(decoded: Decoded) -> str:
 
 
 def _sizes(encoded: Encoded) -> str:
-    """The sizes that the headers of the files say, by how many have it."""
+    """The sizes that the headers of the files say, before a mark turns them upright, by how many have it."""
     found: Counter[str] = Counter()
     for index in range(0, len(encoded), -(-len(encoded) // MEASURED)):
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
+import stat
 import struct
 import tarfile
 import threading
@@ -31,7 +32,7 @@ ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError
 )  # fmt: skip
 # What numpy raises about a damaged array of its own format, zipped or not.
-ARRAY_ERRORS = (OSError, MemoryError, tokenize.TokenError, *ZIP_ERRORS)
+ARRAY_ERRORS = (OSError, MemoryError, OverflowError, tokenize.TokenError, *ZIP_ERRORS)
 _BLOCK = 512  # of a tar
 
 
@@ -117,9 +118,11 @@ def encode(
     dataset: str, source: Source, names: Sequence[str], *, crop: int | None, home: Path, factors: Factors | None = None
 ) -> Encoded:
     """The files ``names`` of ``source`` as a split."""
-    digest = hashlib.sha256("\n".join(f"{name} {source.stamps[name]}" for name in names).encode())
+    listed = "\n".join(f"{name} {source.stamps[name]}" for name in names)
+    digest = hashlib.sha256(listed.encode("utf-8", "surrogateescape"))  # a name is bytes, and not always UTF-8
     chosen = tuple(names)
-    shown = tuple(str(source.root / name) for name in names)
+    # what is printed and noted: neither a terminal nor JSON takes a name that is not UTF-8
+    shown = tuple(str(source.root / name).encode("utf-8", "backslashreplace").decode() for name in names)
     return Encoded(
         dataset, shown, lambda index: source.read(chosen[index]), crop, home, digest.hexdigest(), factors=factors
     )
@@ -169,14 +172,31 @@ def _require_sane(size: int) -> None:
         raise OSError(f"the file holds {size:,} bytes, more than the {MAX_BYTES:,} that a picture may")
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            elif _is_image(entry.name):
-                status = entry.stat()
-                yield prefix + entry.name, f"{status.st_size} {status.st_mtime_ns}"
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str]]:
+    """Names and stamps below ``folder``, which is left out where it is one of ``above``, the folders that led to it."""
+    try:
+        status = folder.stat()
+        if (here := (status.st_dev, status.st_ino)) in above:
+            return  # a link back up, which would lead here again and again
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(
+            f"cannot list the folder {folder.absolute()} ({error.strerror}): make it readable, or give another one "
+            f"with --data"
+        ) from None
+    for entry in found:
+        try:
+            status = entry.stat()
+        except OSError:
+            # a link to nothing: listed, so that reading it fails and it is told among the rejected files
+            if _is_image(entry.name):
+                yield prefix + entry.name, "unreadable"
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+        elif _is_image(entry.name) and stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+            yield prefix + entry.name, f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _is_image(name: str) -> bool:

@@ -12,7 +12,9 @@ is the device's: it reads the step and those buffers there, so that the same lau
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -139,19 +141,27 @@ class _Batches:
 class ResidentBatches(_Batches):
     """Batches out of a decoded set that lies on the device as uint8; one gather per batch, nothing waits.
 
+    The order is one of all files, and the next whole image stands for a lost one: so a stream of the same files gives
+    the same batches, and a run may be resumed where less memory is free.
     Raises :class:`UserError` when the global batch is larger than the set.
     """
 
     def __init__(self, decoded: Decoded, plan: BatchPlan) -> None:
-        super().__init__(len(decoded), plan, plan.device)
+        n = len(decoded) + len(decoded.lost)
+        super().__init__(n, plan, plan.device)
         self.pixels = decoded.pixels.to(plan.device)
+        is_lost = torch.zeros(n, dtype=torch.int64).index_fill_(0, torch.tensor(decoded.lost, dtype=torch.int64), 1)
+        # Whole images before a file are as many as the row of the next whole one, itself or, past the last, the first.
+        row_of = (torch.arange(n) - is_lost.cumsum(0) + is_lost) % max(1, len(decoded))
+        self.row_of = row_of.to(plan.device) if decoded.lost else None
 
     def prepare(self, step: int) -> None:
         """Have the order of the epoch of ``step``."""
         self.order.prepare(step)
 
     def images(self, step: torch.Tensor) -> torch.Tensor:
-        return self._normalised(self.pixels, self.order.rows(step), step)
+        files = self.order.rows(step)
+        return self._normalised(self.pixels, files if self.row_of is None else self.row_of.index_select(0, files), step)
 
     def static(self) -> tuple[torch.Tensor, ...]:
         """What :meth:`images` reads beside the step: the same memory at every step, for a captured graph's sake."""
@@ -226,4 +236,7 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of ``device`` in bytes: the GPU's own, or what the host can give without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):  # Linux counts what its cache of files would give back
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

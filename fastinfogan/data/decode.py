@@ -33,6 +33,7 @@ from fastinfogan.errors import UserError
 STORE_BATCH = 64  # large enough to keep the threads busy, small enough for photographs of 20 megapixels
 PREFETCH = 2
 MAX_THREADS = 8
+RULES = "upright"  # in the key of a store, so that none is found again whose pictures were not turned upright
 
 Bytes = npt.NDArray[np.uint8]  # of a file, or the pixels of pictures
 
@@ -139,11 +140,11 @@ class Decoder:
                 dtype=types.UINT8,
                 ndim=1,
             )
-            height_width = fn.slice(fn.peek_image_shape(encoded, adjust_orientation=False), 0, 2, axes=[0])
+            height_width = fn.slice(fn.peek_image_shape(encoded, adjust_orientation=True), 0, 2, axes=[0])
             side = fn.reductions.min(height_width)
             if self.encoded.crop:
                 side = math.min(side, self.encoded.crop)
-            # only the crop is decoded; the camera's orientation mark is left alone, or the shape above would not hold
+            # only the crop is decoded, of the picture turned as the camera's mark says, as its shape above is
             square = fn.decoders.image_slice(
                 encoded,
                 (height_width - side) // 2,
@@ -151,7 +152,7 @@ class Decoder:
                 axes=[0, 1],
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.GRAY if self.image[0] == 1 else types.RGB,
-                adjust_orientation=False,
+                adjust_orientation=True,
             )
             return fn.resize(square, size=[height, width], interp_type=types.INTERP_TRIANGULAR, antialias=True)
 
@@ -177,13 +178,14 @@ def decode_all(
     """The whole set decoded once: pixels uint8 [n - rejected, H, W, C] on the host, mapped from a file where possible.
 
     The file lies in ``.fastinfogan`` beside the data and is found again as long as names, sizes and dates of the set,
-    the crop and the size are the same, see :func:`fastinfogan.data.store.keep`; without ``keep`` there is none.
-    ``verify`` reads a finished file and makes it anew where a hash disagrees. Raises :class:`UserError` as ``Decoder``.
+    the crop, the size and ``RULES`` are the same, see :func:`fastinfogan.data.store.keep`; without ``keep`` there is
+    none. ``verify`` reads a finished file and makes it anew where a hash disagrees. Raises :class:`UserError` as
+    ``Decoder``.
     """
     stored = store.keep(
         encoded.name,
         encoded.home,
-        f"{encoded.fingerprint} {encoded.crop}",
+        f"{RULES} {encoded.fingerprint} {encoded.crop}",
         (len(encoded), *image[1:], image[0]),
         _blocks(encoded, image, device, reject_limit),
         progress=progress,
@@ -198,6 +200,7 @@ def decode_all(
         torch.from_numpy(stored.pixels),
         rejected=tuple(stored.rejected[index] for index in lost),
         factors=encoded.factors.rows(torch.from_numpy(kept)) if encoded.factors else None,
+        lost=tuple(lost),
     )
 
 

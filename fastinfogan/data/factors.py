@@ -36,6 +36,13 @@ def read_factors(path: Path) -> Factors:
             f"{path} holds the kinds {', '.join(sorted(set(map(str, kinds))))}, expected "
             f"{', '.join(get_args(FactorKind))} with finite values: render the set again"
         )
+    for name, kind, most, classes in zip(names, kinds, high, values.T, strict=True):
+        strange = classes[(classes % 1 != 0) | (classes < 0) | ~(classes <= most)]
+        if kind == "categorical" and len(strange):
+            raise UserError(
+                f"{path} holds the class {strange[0]:g} of {name!r}, expected whole numbers from 0 to {most:g}: "
+                f"render the set again"
+            )
     table = torch.from_numpy(values.astype(np.float32))
     return Factors(names, kinds, table, tuple(low.tolist()), tuple(high.tolist()))
 
@@ -77,13 +84,16 @@ def load_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[Any]
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
-        if missing := [key for key in keys if key not in sizes]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        if (size := sum(sizes[key] for key in keys)) > MAX_BYTES:
-            raise ValueError(f"it claims {size:,} bytes")
-        with np.load(path, allow_pickle=False) as content:
-            return {key: content[key] for key in keys}
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            if missing := [key for key in keys if f"{key}.npy" not in sizes]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            if (size := sum(sizes[f"{key}.npy"] for key in keys)) > MAX_BYTES:
+                raise ValueError(f"it claims {size:,} bytes")
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            for key in keys:  # np.load would give the bytes of a member that is no array
+                with archive.open(f"{key}.npy") as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+            return arrays
     except ARRAY_ERRORS as error:
         raise UserError(
             f"{path} of {path.stat().st_size:,} bytes is not a whole npz file of plain arrays ({error}): get it again"

@@ -68,7 +68,7 @@ def require_channels(encoded: Encoded, tables: str) -> None:
         try:
             require_decodable(content := encoded.read(index), encoded.names[index])
             picture = Image.open(io.BytesIO(content))
-        except (OSError, Refused):
+        except (OSError, ValueError, Refused):
             continue  # damaged files are the decoder's to report
         if Image.getmodebase(picture.mode) == "RGB":  # what a palette and CMYK come down to as well
             channels = max(3, len(picture.getbands()))

@@ -23,9 +23,19 @@ def encode(array: npt.NDArray[np.uint8]) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
 
 
+def raw(path: Path) -> bytes:
+    """The bytes of ``path``; :class:`UserError` when they cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}): make it readable, or delete it and fetch it again"
+        ) from None
+
+
 def unzipped(path: Path) -> bytes:
     """The content of ``path``, unzipped when it is gzipped; :class:`UserError` when the gzip is broken."""
-    content = path.read_bytes()
+    content = raw(path)
     if content[:2] != b"\x1f\x8b":
         return content
     try:
@@ -37,11 +47,16 @@ def unzipped(path: Path) -> bytes:
 
 
 def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The array in the idx file ``path``, plain or gzipped, see :func:`decode`."""
+    return decode(unzipped(path), dimensions, path)
+
+
+def decode(content: bytes, dimensions: int, path: Path) -> npt.NDArray[np.uint8]:
     """The array in an idx file of unsigned bytes with ``dimensions`` axes (3 for images, 1 for labels), writable.
 
-    Raises :class:`UserError` for another magic number, a truncated file, or bytes too many.
+    ``path`` is what messages call it. Raises :class:`UserError` for another magic number, a truncated file, or bytes
+    too many.
     """
-    content = unzipped(path)
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
         raise UserError(

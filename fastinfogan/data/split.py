@@ -54,7 +54,7 @@ class Decoded:
     """A split held decoded: ``pixels`` uint8 [n, H, W, C] contiguous, ``labels`` int64 [n] or None.
 
     ``rejected`` names the files that could not be decoded and so have no row, neither here nor in ``factors``; rows
-    keep the order of the rest.
+    keep the order of the rest. ``lost`` are their places among all files.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Decoded:
     labels: torch.Tensor | None = None
     rejected: tuple[Rejected, ...] = ()
     factors: Factors | None = None
+    lost: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -69,8 +69,9 @@ def keep(
 
     ``key`` changes when any picture would; ``shape`` is [n, H, W, C] with n the number of files. ``verify`` reads all
     of a finished store and builds it anew where a hash disagrees. When several processes ask at once, one builds and
-    the others wait. A folder that cannot be written costs a notice, and the pixels stay in memory, as they do without
-    ``on_disk``. What ``blocks`` raises as :class:`UserError` or OSError leaves nothing behind.
+    the others wait. In a folder that cannot be written a finished store is used; without one this costs a notice, and
+    the pixels stay in memory, as they do without ``on_disk``. What ``blocks`` raises as :class:`UserError` or OSError
+    leaves nothing behind.
     """
     base = home / FOLDER / f"{name}-{hashlib.sha256(f'{key} {shape} {BLOCK}'.encode()).hexdigest()[:16]}"
     with contextlib.ExitStack() as cleanup:
@@ -78,9 +79,11 @@ def keep(
         pixels: Bytes | None = None
         if on_disk:
             try:
-                cleanup.enter_context(_locked(base.parent))
+                refused = cleanup.enter_context(_locked(base.parent))
                 if (stored := _load(base, shape, verify)) is not None:
                     return stored
+                if refused:
+                    raise refused
                 pixels, notes = _begin(base, shape)
             except OSError as error:
                 print(f"notice: decoded images stay in memory, {base.parent} cannot be used ({error})", file=sys.stderr)
@@ -116,6 +119,7 @@ def _fill(pixels: Bytes, notes: list[Note], blocks: Blocks, label: str, progress
 
 def _begin(base: Path, shape: tuple[int, ...]) -> tuple[Bytes, list[Note]]:
     """The part file, and the notes of the blocks in it that are whole: none for a new one."""
+    base.with_suffix(".npy").unlink(missing_ok=True)  # a damaged one
     part, journal = base.with_suffix(".part"), base.with_suffix(".blocks")
     notes: list[Note] = []
     try:
@@ -161,7 +165,6 @@ def _load(base: Path, shape: tuple[int, ...], verify: bool) -> Stored | None:
         notes, whole = [], False
     if not whole or (verify and len(_agreeing(pixels, notes)) < len(notes)):
         print(f"notice: {path} is damaged and is made anew", file=sys.stderr)
-        path.unlink()
         return None
     rejected = {index: one for note in notes for index, one in note.rejected.items()}
     return Stored(pixels[: sum(note.rows for note in notes)], rejected)
@@ -194,8 +197,13 @@ def _discard(base: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _locked(folder: Path) -> Iterator[OSError | None]:
+    """Hold the lock of ``folder``; where it cannot be had, give the reason: finished stores need none to be read."""
+    with contextlib.ExitStack() as cleanup:
+        refused = None
+        try:
+            folder.mkdir(exist_ok=True)
+            fcntl.flock(cleanup.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
+        except OSError as error:
+            refused = error
+        yield refused

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
 from tqdm import tqdm
 
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
@@ -101,8 +102,8 @@ def _alone(part: Path) -> Iterator[None]:
 def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
     """Whether ``out`` holds the set already. Raises :class:`UserError` if something else would be overwritten."""
     for record, state in ((out / RECORD, "holds"), (out / PART / STARTED, "holds the beginning of")):
-        if record.exists() and (found := json.loads(record.read_text())) != asdict(recipe):
-            told = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+        if record.exists() and (found := _recorded(record)) != recipe:
+            told = ", ".join(f"{name} {value}" for name, value in asdict(found).items() if value is not None)
             raise UserError(
                 f"{out.absolute()} {state} another set ({told}): choose another --out, or delete "
                 f"{record.parent.absolute()}"
@@ -118,6 +119,25 @@ def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
     return False
 
 
+def _recorded(record: Path) -> Recipe:
+    try:
+        return pydantic.TypeAdapter(Recipe).validate_json(record.read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        raise UserError(
+            f"{record.absolute()} is damaged ({str(error).splitlines()[0]}): choose another --out, or delete "
+            f"{record.parent.absolute()}"
+        ) from None
+
+
+def _record(recipe: Recipe, record: Path) -> None:
+    part = record.with_suffix(".new")
+    with part.open("w") as file:
+        file.write(json.dumps(asdict(recipe)))
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the name without the content
+    part.replace(record)
+
+
 def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None:
     """Room for images, factors and the notes of what is done, unless an earlier command made it."""
     if (part / STARTED).exists():
@@ -125,7 +145,7 @@ def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None
     layout.allocate(part, recipe.count, painter.shape)
     allocate(part / "values.npy", (recipe.count, len(painter.factors)), np.float32)
     allocate(part / "done.npy", (-(-recipe.count // CHUNK),), np.uint8)
-    (part / STARTED).write_text(json.dumps(asdict(recipe)))
+    _record(recipe, part / STARTED)
 
 
 def _draw(
@@ -200,7 +220,7 @@ def _finish(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> Non
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # or a power cut could leave the names without the content
-    (part / RECORD).write_text(json.dumps(asdict(recipe)))
+    _record(recipe, part / RECORD)
 
 
 def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
