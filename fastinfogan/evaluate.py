@@ -42,8 +42,10 @@ def main() -> None:
     chosen = groups not in (ALL, QUICK)
     evaluation = evaluate(config, generator, discriminator, saved.step, groups, insist=chosen)
     folder = saved.run_dir
-    evaluation.write(folder / "evaluation.json")
-    print(evaluation.table())
+    try:
+        evaluation.write(folder / "evaluation.json")
+    finally:  # what cannot be written is still shown, and what cannot be shown (a closed pipe) is still written
+        print(evaluation.table())
     print(f"written to {folder / 'evaluation.json'}")
 
 

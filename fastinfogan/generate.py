@@ -58,8 +58,8 @@ def parse_settings(spec: LatentSpec, settings: tuple[str, ...]) -> dict[int, flo
             values[index] = float(text)
         except ValueError:
             values[index] = math.nan
-        if not math.isfinite(values[index]):
-            raise UserError(f"--set {setting}: expected a number after {name}=, got {text!r}")
+        if not abs(values[index]) <= torch.finfo(torch.float32).max:
+            raise UserError(f"--set {setting}: expected a number after {name}=, -3.4e38 to 3.4e38, got {text!r}")
         if index < len(spec.categorical) and values[index] not in range(spec.categorical[index]):
             raise UserError(f"--set {setting}: {name} has the categories 0 to {spec.categorical[index] - 1}")
     return values

@@ -1,60 +1,100 @@
 """A run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/ and figures/.
 
 The folder is made, and found writable, before any work starts. A run that was cut off may have logged past its last
-checkpoint; on resume those lines are dropped, so that metrics.jsonl reads as if the run had never stopped.
+checkpoint; on resume those lines are dropped, so that metrics.jsonl reads as if the run had never stopped. A lock on
+the file ``lock`` keeps a second process out for as long as one writes.
 """
 
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
+import math
 from pathlib import Path
+from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 
 def new_folder(config: TrainConfig) -> Path:
-    """``config.run_dir``, or an unused name below ``runs/`` made of the data set and the time."""
+    """``config.run_dir``, or a folder made below ``runs/`` and named after the data set and the time.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
     if config.run_dir is not None:
         return config.run_dir
     base = Path("runs") / f"{config.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000)))  # runs that start in one second
-    return next(name for name in names if not name.exists())
+    try:
+        base.parent.mkdir(exist_ok=True)
+        return next(name for name in names if _made(name))
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {base} ({error.strerror}): choose another --run-dir") from None
+
+
+def _made(folder: Path) -> bool:
+    """Whether ``folder`` was not there, and now is: of two runs that ask at once, one makes it."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 class RunDirectory:
     """The open folder of a run that starts at ``step`` (0: a new one); of several processes one writes it."""
 
     def __init__(self, path: Path, config: TrainConfig, step: int, *, writes: bool = True) -> None:
-        """Raises UserError: not writable, or a new run where another one has saved checkpoints."""
+        """Raises UserError: not writable, another process at it, or a new run where one has saved checkpoints."""
         self.path = path
         self.figures = path / "figures"
         self._metrics = path / "metrics.jsonl"
         self._events: SummaryWriter | None = None
+        self._lock: TextIO | None = None
         if not writes:
             return
         if step == 0 and checkpoint.newest(path):
             raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
         try:
             self.figures.mkdir(parents=True, exist_ok=True)
-            (path / "config.json").write_text(to_json(config))
-            kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-            self._metrics.write_text("".join(kept))
+            self._keep_others_out()
+            write_whole(path / "config.json", to_json(config).encode())
+            self._forget_after(step)
         except OSError as error:
+            remedy = "make it writable or free some space, then run the same command again"
             raise UserError(
-                f"cannot write to the run folder {path} ({error.strerror}): choose another --run-dir"
+                f"cannot write to the run folder {path} ({error.strerror}): "
+                f"{remedy if step else 'choose another --run-dir'}"
             ) from None
         self._events = SummaryWriter(str(path), purge_step=step + 1)
 
-    def _lines(self) -> list[str]:
-        """Whole lines of metrics.jsonl: the last one may have been cut off in the middle."""
+    def _keep_others_out(self) -> None:
+        self._lock = (self.path / "lock").open("w")
+        try:
+            # Not flock: a child forked meanwhile would share it, and hold it after this process has died.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them is up to the system
+            raise UserError(
+                f"another process is writing the run in {self.path}: wait for it, stop it, or choose another --run-dir"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks, and runs do without there
+
+    def _forget_after(self, step: int) -> None:
+        """Drop later lines of metrics.jsonl, and what a crash has left half-written or full of NULs."""
         if not self._metrics.exists():
-            return []
-        return [line for line in self._metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            return
+        lines = self._metrics.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= step]
+        if kept != lines:
+            write_whole(self._metrics, b"".join(kept))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value, by the process that writes."""
@@ -73,3 +113,14 @@ class RunDirectory:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _step(line: bytes) -> float:
+    """The step of a line of metrics.jsonl; infinity for what is no whole line."""
+    try:
+        step: int = json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+    return step if line.endswith(b"\n") else math.inf

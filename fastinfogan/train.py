@@ -143,7 +143,9 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         )
     data.require_whole_batch(len(split), rows, ranks.world)
     with contextlib.ExitStack() as cleanup:
-        folder = ranks.from_first(saved.run_dir if saved else run_directory.new_folder(config))
+        # Each process that asks for a new folder gets one of its own.
+        new = run_directory.new_folder(config) if ranks.first and not saved else Path()
+        folder = ranks.from_first(saved.run_dir if saved else new)
         run = RunDirectory(folder, config, saved.step if saved else 0, writes=ranks.first)
         cleanup.callback(run.close)
         plan = data.BatchPlan(
@@ -200,8 +202,10 @@ def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:
     trainer.draw_figures("final")
     figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
     evaluation = evaluate(config, *trainer.alone(), trainer.step)
-    evaluation.write(run.path / "evaluation.json")
-    print(evaluation.table())
+    try:
+        evaluation.write(run.path / "evaluation.json")
+    finally:  # what cannot be written is still shown, and what cannot be shown (a closed pipe) is still written
+        print(evaluation.table())
 
 
 def _describe(device: torch.device) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,6 +100,19 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_any_work(
     assert ended.err.count("\n") == 1 and (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_place_where_no_folder_can_be_made_is_told_before_any_work(
+    tmp_path: Path, tiny_flags: list[str], command: Command, dangling: bool
+) -> None:
+    if dangling:
+        (tmp_path / "runs").symlink_to(tmp_path / "absent")
+    else:
+        (tmp_path / "runs").write_text("in the way")
+    ended = command(train, *tiny_flags)
+    assert_told(ended, "cannot write to the run folder runs/fashion-mnist-", "(File exists)", "another --run-dir")
+    assert ended.err.count("\n") == 1
+
+
 def test_a_new_run_does_not_write_over_another(
     finished: tuple[Path, Outcome], tiny_flags: list[str], command: Command
 ) -> None:
@@ -111,14 +126,11 @@ def test_a_new_run_does_not_write_over_another(
 def test_a_disk_that_is_full_at_save_leaves_and_names_the_checkpoint_before(
     tmp_path: Path, tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     fsync, calls = os.fsync, []
 
     def filling(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) > 2:  # the first checkpoint's file and its folder
+        if len(calls) > 3:  # config.json, the first checkpoint's file and its folder
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
@@ -209,13 +221,15 @@ def test_an_unsupported_dtype_is_told_with_what_is_supported(tiny_config: Callab
 
 GENERATE = [
     (["--set", "c9=1"], "--set c9=1: there is no code 'c9'", "this run has c1, c2, c3"),
-    (["--set", "c1"], "--set c1: expected a number after c1=, got ''"),
+    (["--set", "c1"], "--set c1: expected a number after c1=, -3.4e38 to 3.4e38, got ''"),
     (["--set", "c1=two"], "--set c1=two: expected a number", "'two'"),
     (["--set", "c1=10"], "--set c1=10: c1 has the categories 0 to 9"),
     (["--set", "c1=2.5"], "c1 has the categories 0 to 9"),
     (["--set", "c1=-1"], "c1 has the categories 0 to 9"),
     (["--set", "c2=nan"], "--set c2=nan: expected a number"),
     (["--set", "c2=inf"], "--set c2=inf: expected a number"),
+    (["--set", "c2=1e39"], "--set c2=1e39: expected a number after c2=, -3.4e38 to 3.4e38", "'1e39'"),
+    (["--set", "c2=-3.5e38"], "--set c2=-3.5e38: expected a number"),
     (["--count", "0"], "--count must be 1 or more, got 0"),
     (["--what", "traversals", "--set", "c1=3"], "--set does not go with traversals", "drop one of them"),
     (["--out", "picture.what"], "cannot write the picture picture.what", "ending in .png"),
@@ -243,10 +257,34 @@ def test_evaluate_tells_that_the_set_is_absent(tmp_path: Path, copied: Path, com
     assert not (copied / "evaluation.json").exists()
 
 
-def test_evaluate_tells_that_it_cannot_write(copied: Path, command: Command) -> None:
+def test_evaluate_shows_what_it_cannot_write(copied: Path, command: Command) -> None:
     (copied / "evaluation.json").unlink()
     (copied / "evaluation.json").mkdir()
-    assert_told(command(evaluate, copied), f"cannot write the evaluation {copied}/evaluation.json", "writable")
+    ended = command(evaluate, copied)
+    assert_told(ended, f"cannot write the evaluation {copied}/evaluation.json", "writable")
+    assert "argmax Q(c|x)" in ended.out and "written to" not in ended.out
+
+
+def test_a_run_shows_the_evaluation_that_it_cannot_write(
+    tmp_path: Path, tiny_flags: list[str], command: Command
+) -> None:
+    (tmp_path / "run" / "evaluation.json").mkdir(parents=True)
+    ended = command(train, *tiny_flags, "--run-dir", "run")
+    assert_told(ended, "cannot write the evaluation run/evaluation.json", "writable")
+    assert "argmax Q(c|x)" in ended.out and checkpoint.load(tmp_path / "run").step == 6
+
+
+def test_a_disk_that_is_full_after_an_evaluation_leaves_the_one_before(
+    copied: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = (copied / "evaluation.json").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    ended = command(evaluate, copied)
+    assert_told(ended, "cannot write the evaluation", "No space left", "free some space, and evaluate again")
+    assert (copied / "evaluation.json").read_bytes() == before
 
 
 def test_a_full_disk_anywhere_else_is_one_sentence_too(

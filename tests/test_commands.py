@@ -287,12 +287,8 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., TrainConfig]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = set()
-    for _ in range(3):
-        folder = new_folder(tiny_config())
-        folder.mkdir(parents=True)
-        names.add(folder)
-    assert len(names) == 3 and all(name.parent == Path("runs") for name in names)
+    names = {new_folder(tiny_config()) for _ in range(3)}
+    assert len(names) == 3 and all(name.parent == Path("runs") and name.is_dir() for name in names)
     assert all(name.name.startswith("fashion-mnist-20") for name in names)
 
 

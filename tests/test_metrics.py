@@ -23,6 +23,7 @@ from fastinfogan.metrics import information, subject
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.clustering import UNMATCHED, Clustering, clustering, joint, match_to_labels
 from fastinfogan.metrics.evaluation import Evaluation, evaluate
+from fastinfogan.metrics.images import image_batches
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.metrics.subject import Labelled, predict
 from fastinfogan.networks import build
@@ -282,6 +283,16 @@ def test_recalibration_reproduces_the_statistics_of_the_images(tiny_networks: No
     torch.testing.assert_close(first_norm(judge).running_var, seen.var(2).mean(0))  # unbiased, batch by batch
     norms = [module for module in judge.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert len(norms) == 3 and all(int(module.num_batches_tracked) == 4 for module in norms)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(0, [0]), (1, [1]), (500, [500]), (501, [251, 250]), (1502, [376, 376, 375, 375])]
+)
+def test_batches_of_an_evaluation_are_even(n: int, sizes: list[int]) -> None:
+    pixels = torch.arange(n).to(torch.uint8)[:, None, None, None]
+    batches = list(image_batches(pixels, (0.0, 255.0), torch.device("cpu")))
+    assert [len(images) for images in batches] == sizes
+    assert torch.equal(torch.cat(batches).flatten(), pixels.flatten().float())
 
 
 def test_the_prediction_is_the_argmax_of_each_code(tiny_networks: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Outcome
-from image_files import idx_files, write_folder
+from image_files import idx_files, photograph, write_folder
 from test_metrics_traversal import rendered
 
 from fastinfogan import data, evaluate
 from fastinfogan.config import TrainConfig
 from fastinfogan.data.split import Decoded, Factors
+from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation, subject, traversal
 from fastinfogan.metrics.evaluation import ALL, QUICK, Evaluation
 from fastinfogan.metrics.features import FeatureNetwork
@@ -35,12 +37,12 @@ def noise(n: int, seed: int, low: int = 0, high: int = 256) -> torch.Tensor:
     return torch.randint(low, high, (n, 4, 4, 1), generator=torch.Generator().manual_seed(seed)).byte()
 
 
-def quality(generated: torch.Tensor) -> Any:
+def quality(generated: torch.Tensor, seen: bool = False) -> Any:
     n = len(generated)
     values = (torch.arange(n) % 2)[:, None]
     return sample_quality(
         flat(), real=noise(n, 0), training=noise(n, 1), generated=generated, real_values=values,
-        generated_values=values, names=("c1",), seed=0,
+        generated_values=values, names=("c1",), seen=seen, seed=0,
     )  # fmt: skip
 
 
@@ -56,6 +58,12 @@ def test_a_generator_of_one_image_has_no_diversity_and_little_recall() -> None:
     found = quality(noise(1, 2).repeat(400, 1, 1, 1))
     assert found.diversity["c1"] == pytest.approx(0, abs=1e-5) and found.manifolds.recall < 0.01
     assert found.fid > 20 * found.floor_fid and found.kid.distance > 20 * found.floor_kid.standard_error
+
+
+def test_images_that_g_was_trained_on_are_not_called_a_test_split() -> None:
+    unseen, seen = ("\n".join(quality(noise(100, 2), seen).lines()) for seen in (False, True))
+    assert "against 100 images of the test split;" in unseen
+    assert "against 100 images that G was trained on: the set has no test split;" in seen
 
 
 def test_no_figure_is_called_plain_fid() -> None:
@@ -164,6 +172,43 @@ def test_a_set_without_splits_is_cut_into_the_same_two_disjoint_parts_for_every_
     assert len(test_rows) == 20 and sorted(train_rows + test_rows) == list(range(100))
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/d.jpg", "test/e.jpg"], (3, 2)),
+        ([f"{name}.jpg" for name in "abcdefghij"], (8, 2)),
+    ],
+)
+def test_a_folder_is_judged_on_its_own_test_split_where_it_has_one(
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig], names: list[str], parts: tuple[int, int]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    write_folder(tmp_path, {name: photograph(i, 32, 32) for i, name in enumerate(names)})
+    config = tiny_config(dataset="folder", data=tmp_path, tables="celeba")
+    judged = Subject(config, *build(config.network_tables, config.spec, seed=0))
+    assert tuple(len(part.pixels) for part in judged.real) == parts
+    assert (judged.test_split is not None) is names[0].startswith("train/")
+
+
+def test_a_folder_whose_training_split_alone_is_there_as_shards_has_no_test_split(
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_train(dataset: str, root: Path, split: str, *_: object, **__: object) -> Decoded:
+        if split == "test":
+            raise UserError("there is no image")
+        return Decoded("folder", torch.zeros(10, 32, 32, 3, dtype=torch.uint8))
+
+    monkeypatch.setattr(subject.data, "open_split", only_train)
+    for dataset, fails in (("folder", False), ("celeba", True)):
+        config = tiny_config(dataset=dataset, data=tmp_path, tables="celeba")
+        judged = Subject(config, *build(config.network_tables, config.spec, seed=0))
+        if fails:
+            with pytest.raises(UserError, match="there is no image"):
+                _ = judged.test_split
+        else:
+            assert judged.test_split is None
+
+
 def test_a_sample_of_a_part_keeps_labels_and_factors_with_their_images() -> None:
     n = 50
     factors = Factors(("i",), ("continuous",), torch.arange(n).float()[:, None], (0.0,), (49.0,))
@@ -202,6 +247,40 @@ def test_a_group_that_was_asked_for_and_cannot_be_measured_is_told_before_any_wo
     ended = command(evaluate, run, "--groups", "information", "strokes")
     assert ended.code == 2 and "strokes cannot be measured" in ended.err and "fashion-mnist" in ended.err
     assert (run / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("images", "least"), [(7, 1), (29, 5), (4, 0)])
+def test_a_set_of_too_few_images_has_no_sample_quality(
+    images: int,
+    least: int,
+    tmp_path: Path,
+    tiny_networks: None,
+    tiny_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renders(monkeypatch, tmp_path, images)
+    monkeypatch.setattr(evaluation, "feature_network", lambda *_: pytest.fail("work was done"))
+    config = tiny_config(dataset="faces", data=tmp_path)
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",))
+    assert judged.missing == {"samples": f"either part of the images needs 6 or more, and one has {least}"}
+
+
+def test_the_least_set_that_has_a_sample_quality_has_a_finite_one(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renders(monkeypatch, tmp_path, 30)
+    monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat())
+    config = tiny_config(dataset="faces", data=tmp_path)
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",))
+    assert judged.samples is not None and judged.samples.samples == 6
+    numbers = [*judged.samples.quotable.values(), judged.samples.kid.standard_error, judged.samples.floor_fid]
+    assert all(math.isfinite(number) for number in numbers)
+
+
+def test_a_run_without_codes_has_nothing_to_probe(tiny_networks: None, tiny_config: Callable[..., TrainConfig]) -> None:
+    config = tiny_config(codes=())
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("probe",))
+    assert judged.missing == {"probe": "the run has no code"}
 
 
 def test_groups_can_be_chosen_by_name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fastinfogan import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import features
 from fastinfogan.metrics.convnet import FEATURES, ConvNet, fit, outputs_of
-from fastinfogan.metrics.features import COLOUR_SIDE, feature_network, train_classifier, weights_path
+from fastinfogan.metrics.features import COLOUR_SIDE, feature_network, weights_path
 from fastinfogan.metrics.images import as_pixels, generated, image_batches, render
 from fastinfogan.networks import TABLES, Generator
 
@@ -99,10 +100,23 @@ def test_weights_that_are_not_the_networks_are_told(clothes: Path, content: byte
         feature_network("fashion-mnist", clothes, CPU)
 
 
-def test_weights_that_cannot_be_written_are_told(clothes: Path) -> None:
+def test_weights_that_cannot_be_written_are_told(clothes: Path, command: Command) -> None:
     (clothes / features.FOLDER).write_text("in the way")
-    with pytest.raises(UserError, match="cannot write the weights"):
-        train_classifier("fashion-mnist", clothes, CPU, epochs=1)
+    ended = command(features, "--dataset", "fashion-mnist", "--data", clothes, "--device", "cpu")
+    assert ended.code == 2 and "error: cannot write the weights" in ended.err and "another --data" in ended.err
+
+
+def test_a_network_that_cannot_be_kept_is_used_with_a_notice(clothes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = torch.randint(0, 256, (20, 28, 28, 1), dtype=torch.uint8)
+    kept = feature_network("fashion-mnist", clothes, CPU)
+    shutil.rmtree(clothes / features.FOLDER)
+    (clothes / features.FOLDER).write_text("in the way")
+    capsys.readouterr()
+    found = feature_network("fashion-mnist", clothes, CPU)
+    torch.testing.assert_close(found.features(pixels), kept.features(pixels))
+    assert found.note == kept.note
+    told = capsys.readouterr().err
+    assert told.startswith("notice: fashionnet is used but not kept") and told.count("\n") == 1
 
 
 def test_the_packaged_network_knows_what_it_was_trained_on() -> None:

@@ -12,9 +12,11 @@ from typing import Any, Literal, get_args
 from fastinfogan import data
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 from fastinfogan.metrics import traversal
 from fastinfogan.metrics.clustering import Clustering, clustering, joint
 from fastinfogan.metrics.disentanglement import FIT_IMAGES, TEST_IMAGES, VOTES, Disentanglement, disentanglement
+from fastinfogan.metrics.distance import NEAREST
 from fastinfogan.metrics.features import feature_network
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
@@ -71,10 +73,11 @@ class Evaluation:
         """
         content = asdict(self) | {"information_shares": self.information_shares}
         try:
-            path.write_text(json.dumps(_finite(content), indent=2) + "\n")
+            write_whole(path, f"{json.dumps(_finite(content), indent=2)}\n".encode())
         except OSError as error:
             raise UserError(
-                f"cannot write the evaluation {path} ({error.strerror}): make its folder writable"
+                f"cannot write the evaluation {path} ({error.strerror}): make its folder writable, or free some space, "
+                f"and evaluate again"
             ) from None
 
     def table(self) -> str:
@@ -155,6 +158,11 @@ def lacking(subject: Subject, group: Group) -> str | None:
         return f"{config.dataset} has no classes"
     if group == "clustering" and not spec.categorical:
         return "the run has no categorical code"
+    if group == "probe" and not spec.names:
+        return "the run has no code"
+    # Fewer have no neighbour of the stated rank; of one alone there is no covariance.
+    if group == "samples" and (images := min(len(part.pixels) for part in subject.real)) <= NEAREST:
+        return f"either part of the images needs {NEAREST + 1} or more, and one has {images}"
     if group == "strokes" and config.dataset != "mnist":
         return f"slant and width of strokes are asked of MNIST only, not of {config.dataset}"
     if group in ("strokes", "traversal") and not spec.continuous:
@@ -206,6 +214,7 @@ def _samples(subject: Subject) -> SampleQuality:
         real_values=predict(subject.judge, spec, real, subject.image_range),
         generated_values=made.categories,
         names=spec.names[: len(spec.categorical)],
+        seen=subject.test_split is None,
         seed=config.seed,
     )
 

@@ -9,6 +9,7 @@ metric's name, and none of these is plain FID.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import tyro
 from fastinfogan import data
 from fastinfogan.commands import run_command
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 from fastinfogan.metrics.convnet import ConvNet, fit, outputs_of
 from fastinfogan.precision import choose_device
 
@@ -55,6 +57,8 @@ class FeatureNetwork:
 def feature_network(dataset: str, root: Path, device: torch.device) -> FeatureNetwork:
     """The network that judges images of ``dataset``; our own classifier is trained first where ``root`` lacks it.
 
+    One that ``root`` cannot keep costs a notice, and another training the next time.
+
     Raises:
         UserError: the training images are absent, the stored weights are damaged, or the package of the packaged
             network is not installed.
@@ -62,8 +66,21 @@ def feature_network(dataset: str, root: Path, device: torch.device) -> FeatureNe
     if dataset not in NAMES:
         return _packaged(device)
     path = weights_path(dataset, root)
-    if not path.exists():
-        train_classifier(dataset, root, device)
+    if path.exists():
+        network, metadata = _stored(dataset, path)
+    else:
+        network, metadata = train_classifier(dataset, root, device)
+        try:
+            _store(path, network, metadata)
+        except OSError as error:
+            reason = f"{path} cannot be written ({error.strerror})"
+            print(f"notice: {NAMES[dataset]} is used but not kept, {reason}", file=sys.stderr)
+    note = f"own classifier of {dataset}, {float(metadata['test_accuracy']):.2%} right on its test images"
+    return FeatureNetwork(NAMES[dataset], note, device, network.to(device).eval().features)
+
+
+def _stored(dataset: str, path: Path) -> tuple[ConvNet, dict[str, str]]:
+    """The classifier in the file ``path``, and its metadata."""
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -76,8 +93,14 @@ def feature_network(dataset: str, root: Path, device: torch.device) -> FeatureNe
             f"{path} does not hold the weights of {NAMES[dataset]} ({str(error).splitlines()[0]}): delete it, and run "
             f"`python -m fastinfogan.metrics.features --dataset {dataset}`"
         ) from None
-    note = f"own classifier of {dataset}, {float(metadata['test_accuracy']):.2%} right on its test images"
-    return FeatureNetwork(NAMES[dataset], note, device, network.to(device).eval().features)
+    return network, metadata
+
+
+def _store(path: Path, network: ConvNet, metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_whole(path, safetensors.torch.save(tensors, metadata))
+    print(f"the weights are in {path}")
 
 
 def weights_path(dataset: str, root: Path) -> Path:
@@ -85,13 +108,16 @@ def weights_path(dataset: str, root: Path) -> Path:
     return root / FOLDER / f"{NAMES[dataset]}.safetensors"
 
 
-def train_classifier(dataset: str, root: Path, device: torch.device, *, epochs: int = EPOCHS, seed: int = 0) -> Path:
-    """Train the classifier of ``dataset`` on its training images, print and store how many test images it gets right.
+def train_classifier(
+    dataset: str, root: Path, device: torch.device, *, epochs: int = EPOCHS, seed: int = 0
+) -> tuple[ConvNet, dict[str, str]]:
+    """Train the classifier of ``dataset`` on its training images, and print how many test images it gets right.
 
-    The test labels are counted once, at the end; nothing is chosen by them. Returns the file of the weights.
+    The test labels are counted once, at the end; nothing is chosen by them. Returns the network, and what its file says
+    of it.
 
     Raises:
-        UserError: the data set is absent, or the file cannot be written.
+        UserError: the data set is absent.
     """
     began = time.perf_counter()
     train, test = (data.open_split(dataset, root, split, _IMAGE) for split in ("train", "test"))
@@ -103,18 +129,9 @@ def train_classifier(dataset: str, root: Path, device: torch.device, *, epochs: 
     )
     right = (outputs_of(network, test.pixels, device).argmax(1) == test.labels).double().mean().item()
     seconds = time.perf_counter() - began
-    path = weights_path(dataset, root)
     metadata = {"format": _FORMAT, "dataset": dataset, "epochs": epochs, "seed": seed, "test_accuracy": right}
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        partial.write_bytes(safetensors.torch.save(tensors, {name: str(value) for name, value in metadata.items()}))
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write the weights {path} ({error.strerror}): choose another --data") from None
-    print(f"{NAMES[dataset]}: {right:.2%} of {len(test):,} test images right, {seconds:.0f} s, written to {path}")
-    return path
+    print(f"{NAMES[dataset]}: {right:.2%} of {len(test):,} test images right, {seconds:.0f} s")
+    return network, {name: str(value) for name, value in metadata.items()}
 
 
 def _packaged(device: torch.device) -> FeatureNetwork:
@@ -162,7 +179,12 @@ class Train:
 def main() -> None:
     """The command."""
     command = tyro.cli(Train, prog="python -m fastinfogan.metrics.features")
-    train_classifier(command.dataset, command.data, choose_device(command.device))
+    path = weights_path(command.dataset, command.data)
+    network, metadata = train_classifier(command.dataset, command.data, choose_device(command.device))
+    try:
+        _store(path, network, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write the weights {path} ({error.strerror}): choose another --data") from None
 
 
 if __name__ == "__main__":

@@ -34,9 +34,13 @@ class Generated(NamedTuple):
 
 
 def image_batches(pixels: torch.Tensor, image_range: Range, device: torch.device) -> Iterator[torch.Tensor]:
-    """``pixels`` uint8 ``[n, h, w, c]`` as float32 images ``[<= 500, c, h, w]`` in ``image_range`` on ``device``."""
+    """``pixels`` uint8 ``[n, h, w, c]`` as float32 images ``[<= 500, c, h, w]`` in ``image_range`` on ``device``.
+
+    As few batches as that takes, all of a size but for one image: a rest of a few would count as much as 500 where
+    statistics are averaged over batches, and batch norm has none of a single image.
+    """
     low, high = image_range
-    for part in pixels.split(BATCH):
+    for part in pixels.tensor_split(max(1, -(-len(pixels) // BATCH))):
         on_device = part.to(device)
         yield image_batch(on_device, torch.arange(len(part), device=device), low=low, high=high)
 

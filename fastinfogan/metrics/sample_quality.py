@@ -3,7 +3,8 @@
 Each number's name carries the network and the number of images, ``FID-mnistnet-10k``: with other features or fewer
 images the same generator gets another number. Generated images are compared with real images of the test split, which
 nothing was trained on; the same number of real training images, measured alike, is the floor that no generator is
-expected to beat.
+expected to beat. A set without a test split is compared with a part of what G was trained on, and the figures say so:
+there a generator that repeats its training images looks perfect.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class SampleQuality:
     """fid, kid, manifolds: generated against real test images; the same with ``floor`` for real training images.
 
     quotable: the figures under the names that carry network and sample count.
+    seen: whether G was trained on the real images that stand for the test split.
 
     diversity: mean feature distance of two generated images of one code value, per categorical code, or under "all"
     without one; real_diversity: of real test images that Q gives one value, or of all.
@@ -39,6 +41,7 @@ class SampleQuality:
     features: str
     note: str
     samples: int
+    seen: bool
     fid: float
     floor_fid: float
     kid: Kid
@@ -64,10 +67,10 @@ class SampleQuality:
         for name, spread in self.diversity.items():
             within = "all images" if name == "all" else f"one value of {name}"
             shown.append(f"  diversity within {within:<17}{spread:<22.3f}(real: {self.real_diversity[name]:.3f})")
-        shown.append(
-            f"  against {self.samples:,} images of the test split; KID: {self.kid.subsets} disjoint subsets of"
-        )
-        shown.append(f"  {self.kid.size:,}, ± its standard error; {NEAREST} nearest neighbours; one seed")
+        which = "that G was trained on: the set has no test split" if self.seen else "of the test split"
+        shown.append(f"  against {self.samples:,} images {which};")
+        shown.append(f"  KID: {self.kid.subsets} disjoint subsets of {self.kid.size:,}, ± its standard error;")
+        shown.append(f"  {NEAREST} nearest neighbours; one seed")
         return shown
 
 
@@ -89,12 +92,14 @@ def sample_quality(
     real_values: torch.Tensor,
     generated_values: torch.Tensor,
     names: tuple[str, ...],
+    seen: bool,
     seed: int,
 ) -> SampleQuality:
     """Measure ``generated`` images against ``real`` ones; as many of each, uint8 ``[n, h, w, c]``.
 
     ``training``: as many real training images, for the floor. ``generated_values``, ``real_values`` int64
     ``[n, len(names)]``: the values of the categorical codes ``names`` that images were made from, or read by Q.
+    ``seen``: G was trained on ``real``.
     """
     of_real, of_training, of_generated = (network.features(pixels) for pixels in (real, training, generated))
     groups = {name: (generated_values[:, i], real_values[:, i]) for i, name in enumerate(names)}
@@ -108,6 +113,7 @@ def sample_quality(
         features=network.name,
         note=network.note,
         samples=len(generated),
+        seen=seen,
         fid=fid,
         floor_fid=frechet_distance(of_real, of_training),
         kid=kid,

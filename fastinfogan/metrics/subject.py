@@ -1,8 +1,8 @@
 """What is judged, and on which images: a run's two networks and two disjoint parts of its data set.
 
-Sets that are published in two splits are judged on them. Renders have none: a fifth of their images, chosen once for
-all runs, stands for the test split, and nothing that reads labels or factors is fitted on it. (The GAN has seen those
-images, without their factors: it is a generator's business to have seen the set.)
+Sets that come in two splits are judged on them. Renders and most folders have none: a fifth of their images, chosen
+once for all runs, stands for the test split, and nothing that reads labels or factors is fitted on it. The GAN has seen
+those images, without their factors, and what is compared with them says so (:attr:`Subject.test_split`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastinfogan.codes import LatentSpec
 from fastinfogan.config import TrainConfig
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.split import Decoded, Encoded, Factors, Split
+from fastinfogan.errors import UserError
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.images import image_batches
 from fastinfogan.networks import Discriminator, Generator
@@ -26,7 +27,7 @@ from fastinfogan.ops import recognize
 
 CALIBRATION_IMAGES = 10_000
 MOST_IMAGES = 50_000  # of either part of a set without splits: dSprites whole would take 3 GB
-_PUBLISHED_SPLITS = (*data.FIXED, "celeba")
+_WITH_SPLITS = (*data.FIXED, "celeba", "folder")  # the last one where it has subfolders train and test
 
 
 class Labelled(NamedTuple):
@@ -67,15 +68,34 @@ class Subject:
         return next(self.discriminator.parameters()).device
 
     @cached_property
+    def test_split(self) -> Decoded | Encoded | None:
+        """The set's own test images, which nothing was trained on; None where it has none.
+
+        Raises:
+            UserError: the data set is not where ``config.data`` says.
+        """
+        if self.config.dataset not in _WITH_SPLITS:
+            return None
+        train = self._open("train")
+        try:
+            test = self._open("test")
+        except UserError:
+            if self.config.dataset == "folder":
+                return None  # shards of the training split alone
+            raise
+        alike = isinstance(train, Encoded) and isinstance(test, Encoded) and train.fingerprint == test.fingerprint
+        return None if alike else test
+
+    @cached_property
     def real(self) -> tuple[Labelled, Labelled]:
         """The training and the test images.
 
         Raises:
             UserError: the data set is not where ``config.data`` says.
         """
-        if self.config.dataset in _PUBLISHED_SPLITS:
-            return self._opened("train"), self._opened("test")
-        whole = self._opened("train")
+        whole = self._decoded(self._open("train"))
+        if self.test_split is not None:
+            return whole, self._decoded(self.test_split)
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(whole.pixels)))
         fifth = len(order) // 5
         return whole.rows(order[fifth:][:MOST_IMAGES]), whole.rows(order[:fifth][:MOST_IMAGES])
@@ -86,12 +106,15 @@ class Subject:
         pixels = self.real[0].pixels[:CALIBRATION_IMAGES]
         return recalibrated(self.discriminator, image_batches(pixels, self.image_range, self.device))
 
-    def _opened(self, split: Split) -> Labelled:
+    def _open(self, split: Split) -> Decoded | Encoded:
         config = self.config
         image = config.network_tables.image
-        opened = data.open_split(config.dataset, config.data, split, image, gray=config.gray, tables=config.tables)
+        return data.open_split(config.dataset, config.data, split, image, gray=config.gray, tables=config.tables)
+
+    def _decoded(self, opened: Decoded | Encoded) -> Labelled:
         if isinstance(opened, Encoded):
-            opened = decode_all(opened, image, self.device, reject_limit=config.reject_limit)
+            image = self.config.network_tables.image
+            opened = decode_all(opened, image, self.device, reject_limit=self.config.reject_limit)
         assert isinstance(opened, Decoded)
         labels = torch.empty(0, dtype=torch.int64) if opened.labels is None else opened.labels
         return Labelled(opened.pixels, labels, opened.factors)
