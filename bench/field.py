@@ -27,17 +27,20 @@ TABLES = {
 IMAGES = 4096
 
 
-def field(preset: str, batch: int, device: torch.device) -> dict[str, Callable[[], Contestant]]:
-    """Name -> how that contestant is made, for the official code's objective, so that all compute the same."""
+def field(preset: str, batch: int, device: torch.device, images: int = IMAGES) -> dict[str, Callable[[], Contestant]]:
+    """Name -> how that contestant is made, for the official code's objective, so that all compute the same.
+
+    images: how many there are to train on.
+    """
     config = replace(PRESETS[TABLES[preset]], batch=batch, fixed_std=True)
     full = Precision(device, torch.float32, "the other half of the comparison")
     low = choose_precision(device, amp=True)
 
     def ours(precision: Precision) -> Contestant:
-        return Ours(config, _random_images(config), precision)
+        return Ours(config, _random_images(config, images), precision)
 
     def opponent(precision: Precision, tuned: bool) -> Contestant:
-        return Opponent(config, _random_images(config), precision, tuned=tuned)
+        return Opponent(config, _random_images(config, images), precision, tuned=tuned)
 
     return {
         "fastinfogan fp32": functools.partial(ours, full),
@@ -47,10 +50,10 @@ def field(preset: str, batch: int, device: torch.device) -> dict[str, Callable[[
     }
 
 
-def _random_images(config: TrainConfig) -> Decoded:
+def _random_images(config: TrainConfig, n: int) -> Decoded:
     channels, height, width = config.network_tables.image
     random = torch.Generator().manual_seed(0)
-    return Decoded("random", torch.randint(0, 256, (IMAGES, height, width, channels), generator=random).byte())
+    return Decoded("random", torch.randint(256, (n, height, width, channels), generator=random, dtype=torch.uint8))
 
 
 def format_name(dtype: torch.dtype) -> str:

@@ -20,7 +20,7 @@ from fastinfogan.networks import Layer, Tables, fc, shape_after
 
 ACTIVATION_PASSES = 5  # written, read; read again, gradient written, read
 OPTIMISER_BYTES = 4 * 8  # a weight's gradient, itself and two moments, each read once and written once in fp32
-TAPS = 16  # of the tables' 4x4 convolutions
+TAPS = 4  # of the tables' convolutions, in either direction
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,24 @@ def part(layers: Sequence[Layer], shape: tuple[int, int]) -> Part:
         channels, side = shape
         shape = shape_after(layer, shape)
         if layer.kind == "fc":
-            kernel, positions = channels * side**2 * layer.channels * layer.grid**2, 1
+            kernel = meetings = channels * side**2 * layer.channels * layer.grid**2
         else:
-            kernel = TAPS * channels * layer.channels
-            positions = min(side, shape[1]) ** 2  # each is met by the whole kernel once
-        products.append(2 * kernel * positions)
+            pairs = channels * layer.channels
+            kernel = TAPS**2 * pairs
+            meetings = _taps_within(min(side, shape[1]), layer.stride) ** 2 * pairs
+        products.append(2 * meetings)
         values += shape[0] * shape[1] ** 2
         weights += kernel
     return Part(sum(products), products[0], values, weights, shape)
+
+
+def _taps_within(small: int, stride: int) -> int:
+    """Along one direction, how many taps of the kernels at ``small`` places meet the larger image, ``stride`` times as
+    long, and not the zeros around it: a product with those is none that anybody must do.
+
+    One row of padding lies before the image. (At stride 1 it may be two before and one behind: as many taps.)
+    """
+    return sum(0 <= stride * place - 1 + tap < stride * small for place in range(small) for tap in range(TAPS))
 
 
 def iteration(tables: Tables, spec: LatentSpec, batch: int, value_bytes: int) -> Work:

@@ -7,6 +7,7 @@ their ratios turn by turn: a slow moment slows both sides of a ratio.
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import platform
 import subprocess
@@ -75,13 +76,19 @@ def by_machine(rows: Sequence[AnyRow]) -> dict[str, list[AnyRow]]:
 
 
 def _commit() -> str:
-    """The commit, with ``-dirty`` where a tracked file differs: but for results, which a benchmark itself changes."""
+    """The commit; behind it ``-dirty-`` and a hash of what differs, but for results, which a benchmark itself changes.
+
+    A file of code that git does not know yet counts as well.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+    changed = git("diff", "HEAD", "--", ".", ":!bench/results")
+    for name in git("ls-files", "--others", "--exclude-standard", "--", "*.py", "csrc").splitlines():
+        changed += f"{name}\n{(ROOT / name).read_text(errors='replace')}"
+    digest = hashlib.sha256(changed.encode(errors="replace")).hexdigest()[:7]
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (f"-dirty-{digest}" if changed else "")
 
 
 def wait(device: torch.device) -> None:
@@ -140,6 +147,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def has(row: Mapping[str, str], identity: Mapping[str, str]) -> bool:
+    """Whether ``row`` has every value of ``identity``."""
+    return all(row.get(key) == value for key, value in identity.items())
+
+
+def keep_rows(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> None:
+    """``rows`` in ``path`` in place of those of that identity; a column that a row lacks stays empty."""
+    others = [row for row in read_csv(path) if not has(row, identity)]
+    columns = dict.fromkeys(key for row in (*others, *rows) for key in row)
+    write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
 
 
 def open_csv(path: Path, columns: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """``python -m bench.memory PRESET BATCH CONTESTANT DEVICE``: the peak memory of a few iterations, in a fresh process.
 
-On a CPU the high-water mark of the process's resident memory, interpreter and libraries included; on a GPU the most
-that PyTorch had allocated. ``bench/step.py`` starts one such process per contestant: in one process, what the first
-had used would count for all that follow.
+On a CPU the high-water mark of the process's resident memory, interpreter and what all contestants import included, so
+that small batches hardly show; on a GPU the most that PyTorch had allocated. ``bench/step.py`` starts one such process
+per contestant: in one process, what the first had used would count for all that follow.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def high_water_mib(device: torch.device) -> float:
 
 def main() -> None:
     preset, batch, name, device = sys.argv[1], int(sys.argv[2]), sys.argv[3], torch.device(sys.argv[4])
-    contestant = field(preset, batch, device)[name]()
+    contestant = field(preset, batch, device, images=batch)[name]()  # the set is whatever it is, and not asked about
     for _ in range(ITERATIONS):
         contestant.advance()
     wait(device)

@@ -91,7 +91,7 @@ def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
             for number, seed in enumerate(distinct(of_contestant, "seed")):
                 run = only(of_contestant, seed=seed)
                 seconds, errors = ([_number(row, name) for row in run] for name in ("seconds", "error"))
-                label = str(contestant) if number == 0 else None
+                label = f"{contestant}, {run[0]['commit']}" if number == 0 else None
                 axes.plot(seconds, [100 * e for e in errors], ".-", color=colour, linewidth=0.9, label=label)
         for target in targets:
             axes.axhline(100 * target, color="grey", linestyle="--", linewidth=0.8)

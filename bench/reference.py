@@ -2,8 +2,10 @@
 
 Same tables, same hyperparameters, same initial weights as fastinfogan. What it does differently is what those ports do:
 latents drawn with numpy and copied over every step, one loss function per term, all of D's gradients computed in the
-G phase and thrown away, an unfused Adam, two ``.item()`` a step for logging. ``tuned`` adds what stock PyTorch offers
-an expert: channels-last, fused Adam, torch.compile, and autocast where it is asked for.
+G phase and thrown away, an unfused Adam, two ``.item()`` a step for logging. ``tuned`` adds what stock PyTorch has
+switches for: channels-last, fused Adam, torch.compile, and autocast where it is asked for. Its code stays that of the
+ports, D's unused gradients included: freezing D in the G phase made the same networks 1.02 to 1.11 times as fast
+(without torch.compile, batch 64, one thread).
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Each run is a fresh process (``bench/race.py``) and its clock starts before the 
 torch and Triton keep on disk is empty at its start, for all alike. It has arrived at the first evaluation, one every
 250 iterations, with at least 2.2 nats of c1 and an error of at most 10 %, then 5 %, on 10,000 training images that no
 contestant trains on; how that is judged stands in ``bench/judge.py``. The test error is reported beside it and stops
-nothing. Contestants: ``eager`` and ``tuned``, the reference of ``bench/reference.py`` in fp32 and with all that stock
-PyTorch offers; ``same``, fastinfogan with their hyperparameters; ``own``, fastinfogan as the quick start runs it.
+nothing. Contestants: ``eager`` and ``tuned``, the reference of ``bench/reference.py`` in fp32 and with what stock
+PyTorch has switches for; ``same``, fastinfogan with their hyperparameters; ``own``, fastinfogan as the quick start
+runs it.
 
 A row per run is appended as soon as it ends, and a run that has its row is not repeated: start the command again after
 an interruption, or with more seeds.
@@ -35,6 +36,7 @@ from bench.measure import (
     announce,
     append_csv,
     by_machine,
+    has,
     machine_name,
     open_csv,
     read_csv,
@@ -147,7 +149,7 @@ def rows(
 
 def done(rows: Sequence[Mapping[str, str]], wanted: Mapping[str, str]) -> bool:
     """There is a row with all of ``wanted``: the same run, of the same code on the same machine."""
-    return any(all(row.get(key) == value for key, value in wanted.items()) for row in rows)
+    return any(has(row, wanted) for row in rows)
 
 
 def from_cold(race: Race) -> list[Point]:
@@ -212,8 +214,13 @@ def _rounded(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def latest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Of each contestant and seed the row that was written last, on each machine."""
-    return list({(machine_name(row), row["contestant"], row["seed"]): row for row in rows}.values())
+    """On each machine, of each contestant the rows of the code and settings that ran last, the last one of each seed.
+
+    Rows of an older commit are another contestant's under the same name: they stay in the file alone.
+    """
+    newest = {(machine_name(row), row["contestant"]): (row["commit"], row["settings"]) for row in rows}
+    current = [row for row in rows if newest[machine_name(row), row["contestant"]] == (row["commit"], row["settings"])]
+    return list({(machine_name(row), row["contestant"], row["seed"]): row for row in current}.values())
 
 
 def with_their_runs(points: Sequence[dict[str, str]], runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ plain products and copies reached in the same run: in fp32 and in the low precis
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ import tyro
 from bench import floor, plots
 from bench.contestants import Contestant
 from bench.field import IMAGES, TABLES, field, format_name
-from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
+from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, results_file, significant
 from bench.memory import peak_mib
 from bench.stopwatch import PHASES, Stopwatch
 from fastinfogan.config import PRESETS
@@ -82,15 +82,20 @@ def main() -> None:
     reached = rates(device)
     products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s {name}" for name, rate in reached.products.items())
     print(f"products {products}; copies {reached.copies / 1e9:.1f} GB/s read and written")
-    rows: list[dict[str, object]] = []
+    here = {key: machine[key] for key in ("device", "cpu", "cores")}
     for preset in ("mnist",) if options.quick else options.presets:
         for batch in (32,) if options.quick else options.batches:
-            rows += [row | machine for row in measure(preset, batch, device, options, reached)]
-            write_csv(out, rows)  # what is measured is kept, whatever becomes of the next batch
-    plots.save(plots.step(rows), out)
+            rows = [row | machine for row in measure(preset, batch, device, options, reached)]
+            keep_rows(out, rows, {"preset": preset, "batch": str(batch), **here})
+    plots.save(plots.step(in_order([row for row in read_csv(out) if has(row, here)])), out)
 
 
-def measure(preset: str, batch: int, device: torch.device, options: Options, reached: Rates) -> list[dict[str, object]]:
+def in_order(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """``rows`` by preset and batch, in whatever order they were measured."""
+    return sorted(rows, key=lambda row: (list(TABLES).index(row["preset"]), int(row["batch"])))
+
+
+def measure(preset: str, batch: int, device: torch.device, options: Options, reached: Rates) -> list[dict[str, str]]:
     """The rows of one preset and batch, printed as they are known."""
     torch.compiler.reset()  # or the ninth shape would meet the limit of recompilations and run eagerly
     turns = 3 if options.quick else options.turns
@@ -102,7 +107,7 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
     runs = {name: _repeated(contestant, times) for name, contestant in contestants.items()}
     seconds = in_turns(runs, turns, device)
     phases = by_phase(contestants, times * max(3, turns // 3), device)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, str]] = []
     for name, values in seconds.items():
         took = quantiles(values / times)
         precision = name.split()[-1]
@@ -119,7 +124,7 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
         )
         rows.append(
             {
-                "preset": preset, "batch": batch, "provider": name, "unit": "ms",
+                "preset": preset, "batch": str(batch), "provider": name, "unit": "ms",
                 **{key: significant(value * 1e3) for key, value in took.items()},
                 "images_per_second": significant(batch / took["median"]),
                 "times_eager": significant(ratio),
@@ -127,6 +132,8 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
                 "peak_mib": "not measured" if peak is None else significant(peak),
                 "gflop": significant(work.flops / 1e9),
                 "gbyte": significant(work.bytes / 1e9),
+                "product_gflops": significant(reached.products[precision] / 1e9),
+                "copy_gbs": significant(reached.copies / 1e9),
                 "floor_ms": significant(least * 1e3),
                 "times_floor": significant(took["median"] / least),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.claims import command, gallery, report, runs
 from bench.claims.claim import Claim, Number
-from bench.claims.command import CLAIMS, current, keep, shrunk
-from bench.claims.runs import COMMIT, digest, distance, failure, judged, strongest, trained
-from bench.measure import ROOT, read_csv
+from bench.claims.command import CLAIMS, current, shrunk
+from bench.claims.runs import MACHINE as MACHINE_FILE
+from bench.claims.runs import digest, distance, failure, judged, strongest, trained
+from bench.measure import ROOT, keep_rows, read_csv
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
@@ -37,11 +40,14 @@ def test_make_claims_runs_every_claim() -> None:
     assert listed.replace("\\", "").split() == list(CLAIMS)
 
 
-def test_a_run_is_named_by_what_it_computes() -> None:
+def test_a_run_is_named_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig()
     elsewhere = replace(config, seed=7, data=Path("/else"), run_dir=Path("/there"), device="cuda")
     assert digest(config) == digest(elsewhere)
     assert len({digest(one) for one in (config, replace(config, lr_d=1e-4), replace(config, iterations=1))}) == 3
+    before = digest(config)
+    monkeypatch.setattr(runs, "CODE", runs.CODE + 1)
+    assert digest(config) != before
 
 
 @pytest.mark.parametrize(
@@ -74,9 +80,9 @@ def test_the_distance_of_frequencies_is_total_variation_over_matched_labels() ->
 def test_rows_of_the_same_run_replace_each_other_and_new_columns_are_taken_in(tmp_path: Path) -> None:
     path = tmp_path / "claim.csv"
     one, two = ({"variant": "a", "seed": seed, "configuration": "x"} for seed in "01")
-    keep(path, [one | {"error": "1"}], one)
-    keep(path, [two | {"error": "2"}], two)
-    keep(path, [one | {"error": "3", "nmi": "4"}], one)
+    keep_rows(path, [one | {"error": "1"}], one)
+    keep_rows(path, [two | {"error": "2"}], two)
+    keep_rows(path, [one | {"error": "3", "nmi": "4"}], one)
     assert read_csv(path) == [two | {"error": "2", "nmi": ""}, one | {"error": "3", "nmi": "4"}]
 
 
@@ -145,31 +151,74 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
     called: list[tuple[object, ...]] = []
     monkeypatch.setattr(runs, "run_module", lambda *arguments: called.append(arguments))
     config = TrainConfig(iterations=8)
-    folder = trained(config, tmp_path, "abc")
-    assert (folder / COMMIT).read_text() == "abc"
+    folder = trained(config, tmp_path, MACHINE)
+    assert json.loads((folder / MACHINE_FILE).read_text()) == MACHINE
     assert called == [("train", "--config", folder / "start.json", "--run-dir", folder)]
     steps = {4: ("train", "--resume", folder), 8: None}
     for step, expected in steps.items():
         called.clear()
         monkeypatch.setattr(checkpoint, "newest", lambda _, step=step: folder / str(step))
         monkeypatch.setattr(checkpoint, "load", lambda _, step=step: type("Saved", (), {"step": step}))
-        assert trained(config, tmp_path, "def") == folder and (folder / COMMIT).read_text() == "abc"
+        assert trained(config, tmp_path, MACHINE | {"commit": "def"}) == folder
+        assert json.loads((folder / MACHINE_FILE).read_text()) == MACHINE
         assert called == ([expected] if expected else [])
 
 
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
-        '{"information": {"c1": 2.25}, '
+        '{"step": 3, "information": {"c1": 2.25}, '
         '"clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
-        "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
+        "step": "3", "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
         "frequencies/c1/distance": "0",
         "failure": "0 and 1 share a value", "images_per_second": "100",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "again", "asked"),
+    [
+        ('{"step": 8, "clusterings": {}}', False, False),
+        ('{"step": 8, "clusterings": {}}', True, True),
+        ('{"step": 4, "clusterings": {}}', False, True),  # the run was stopped behind its last checkpoint
+        (None, False, True),
+    ],
+)
+def test_a_run_without_its_last_evaluation_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, again: bool, asked: bool
+) -> None:
+    called: list[tuple[object, ...]] = []
+
+    def evaluate(*arguments: object) -> None:
+        called.append(arguments)
+        (tmp_path / "evaluation.json").write_text('{"step": 8, "clusterings": {}}')
+
+    monkeypatch.setattr(runs, "run_module", evaluate)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 8, "images_per_second": 100.0}\n')
+    if content:
+        (tmp_path / "evaluation.json").write_text(content)
+    found = judged(tmp_path, ("clustering",), TrainConfig(iterations=8), again=again)
+    assert found["step"] == "8" and bool(called) is asked
+
+
+def test_numbers_of_different_feature_networks_are_not_mixed() -> None:
+    fid = Number("fid", "FID", alike="floor")
+    claim = replace(claim_of(plain=TrainConfig()), numbers=(fid,))
+    rows = [
+        {"variant": "plain", "seed": str(seed), "fid": str(value), "floor": floor, "images_per_second": "1", **MACHINE}
+        for seed, (value, floor) in enumerate([(3, "0.7"), (5, "0.7"), (9, "0.8"), (4, "0.7")])
+    ]
+    assert report.table(claim, rows)[2] == "| plain | 4 | 4.000 (3.000 to 5.000) of 3 / 9.000 of 1 |"
+    assert report.table(claim, rows[:2])[2] == "| plain | 2 | 4.000 (3.000 to 5.000) |"
+    assert "not in the same unit" in report.paragraph(claim, "so", rows, Path("so.png"))
+    assert "not in the same unit" not in report.paragraph(claim, "so", rows[:2], Path("so.png"))
+    for some, bars in ((rows, 0), (rows[:2], 1)):
+        (axes,) = report.dots(some, [fid]).axes
+        assert len(axes.collections) == bars
 
 
 def test_the_best_traversal_of_all_runs_is_shown(tmp_path: Path) -> None:
@@ -181,11 +230,14 @@ def test_the_best_traversal_of_all_runs_is_shown(tmp_path: Path) -> None:
     ]
     figures = runs.home(replace(config, seed=1), tmp_path / "runs") / "figures"
     figures.mkdir(parents=True)
-    (figures / "traversal-c3-final.png").write_bytes(b"the best")
+    Image.new("RGB", (5, 5), "red").save(figures / "traversal-c3-final.png")
     for there in (True, False):  # the picture stays when the runs are gone
         (shown,) = gallery.best_traversals(claim, "so", rows, tmp_path / ("runs" if there else "none"), tmp_path)
-        assert shown.picture.read_bytes() == b"the best"
+        assert Image.open(shown.picture).getpixel((0, 0)) == (255, 0, 0)
         assert "c3 of seed 1" in shown.caption and "0.90" in shown.caption and "3 runs" in shown.caption
+    # A better run of another machine has no picture here, and gets no other one's.
+    better = {"variant": "plain", "seed": "3", "strokes/best/slant": "0.95", "strokes/code/slant": "c2"}
+    assert gallery.best_traversals(claim, "so", [*rows, better], tmp_path / "none", tmp_path) == []
 
 
 def test_an_unknown_claim_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,11 +253,11 @@ def test_an_unknown_variant_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_some_variants_alone_are_run_and_every_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / COMMIT).write_text("abc")
+    (tmp_path / MACHINE_FILE).write_text(json.dumps(MACHINE))
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr(command, "trained", lambda *_: tmp_path)
     numbers = {"clusterings/c1/error": "0.1", "images_per_second": "100"}
-    monkeypatch.setattr(command, "judged", lambda *_: numbers)
+    monkeypatch.setattr(command, "judged", lambda *_, **__: numbers)
     first, *_, last = CLAIMS["objective"].variants
     for variant, seeds in ((last, ("3", "4")), (first, ("3",))):
         monkeypatch.setattr(

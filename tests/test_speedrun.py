@@ -289,12 +289,14 @@ def test_a_run_that_has_its_row_is_not_repeated_unless_asked_or_of_another_commi
     rows = command(monkeypatch, tmp_path, "--contestants own")
     assert fake_runs == [("own", 0), ("own", 1), *[("own", 0)] * 3]
     assert len(rows) == 5
-    assert [row["commit"] for row in speedrun.latest(rows)] == ["another", rows[1]["commit"]]
+    assert speedrun.latest(rows) == [rows[4]]  # rows of another commit are not told with it
+    assert speedrun.latest(rows[:3]) == [rows[2]]  # nor of other settings
+    assert speedrun.latest(rows[:2]) == rows[:2]
 
 
 def ended(cells: list[tuple[str, str]], **machine: str) -> list[dict[str, str]]:
     """Rows of so many seeds on one machine, with their seconds to 10 and 5 %."""
-    machine = {"device": "cpu", "cpu": "a processor", "cores": "2"} | machine
+    machine = {"device": "cpu", "cpu": "a processor", "cores": "2", "commit": "abc", "settings": "some"} | machine
     return [
         {"contestant": "own", "seed": str(seed), "seconds_to_10": a, "seconds_to_5": b, **machine}
         for seed, (a, b) in enumerate(cells)
@@ -320,6 +322,7 @@ def test_runs_of_different_machines_are_not_mixed() -> None:
     panels = plots.speedrun(points, TARGETS).axes
     assert [panel.get_title() for panel in panels] == ["a processor, 2 cores", "another, 2 cores"]
     assert [len(panel.lines) for panel in panels] == [1 + len(TARGETS)] * 2
+    assert panels[0].get_legend().get_texts()[0].get_text() == "own, abc"
 
 
 def test_a_csv_of_other_columns_is_told_before_anything_runs(

@@ -21,11 +21,15 @@ def as_it_is(root: Path, quick: bool) -> Path:
 
 @dataclass(frozen=True)
 class Number:
-    """A column of a claim's table. column: of its CSV; percent: shown as such."""
+    """A column of a claim's table. column: of its CSV; percent: shown as such.
+
+    alike: the column in which runs must agree for their numbers to be comparable, None where they always are.
+    """
 
     column: str
     title: str
     percent: bool = False
+    alike: str | None = None
 
     def shown(self, value: float) -> str:
         """``value`` as the table has it."""

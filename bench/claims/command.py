@@ -7,6 +7,7 @@ with more seeds.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ import tyro
 from bench import plots
 from bench.claims import drawn_sets, gallery, imbalanced, mnist, report
 from bench.claims.claim import Claim
-from bench.claims.runs import COMMIT, digest, judged, lines, trained
-from bench.measure import RESULTS, ROOT, announce, read_csv, significant, write_csv
+from bench.claims.runs import MACHINE, digest, judged, lines, trained
+from bench.measure import RESULTS, ROOT, announce, has, keep_rows, machine_columns, read_csv, significant
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.precision import choose_device
@@ -64,24 +65,24 @@ def main() -> None:
             f"{options.name} has no variant {unknown[0]!r}: choose of {', '.join(map(repr, claim.variants))}"
         )
     device = choose_device(options.device)
-    machine = announce(device)
+    announce(device)
     out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"
     todo = []
     for seed in options.seeds if options.seeds is not None else claim.seeds:
         for variant in wanted:
             config = replace(claim.variants[variant], seed=seed, device=str(device), amp=True)
             identity = {"variant": variant, "seed": str(seed), "configuration": digest(config)}
-            if options.again or options.quick or not _known(read_csv(out), identity):
+            if options.again or options.quick or not any(has(row, identity) for row in read_csv(out)):
                 todo.append((config, identity))
     data = claim.prepare(options.data, options.quick).absolute() if todo else options.data
     for plain, identity in todo:
         config = replace(plain, data=data)
         print(f"{options.name}: {identity['variant']}, seed {config.seed}")
-        run = trained(config, runs, machine["commit"])
-        own = {"commit": (run / COMMIT).read_text()}  # a run that claims share may be older than this claim
-        keep(out, [identity | judged(run, claim.groups, config) | machine | own], identity)
+        run = trained(config, runs, machine_columns(device))
+        machine = json.loads((run / MACHINE).read_text())  # that trained it, which need not be the one that judges it
+        keep_rows(out, [identity | judged(run, claim.groups, config, again=options.again) | machine], identity)
         if claim.curves:
-            keep(curves, [identity | point for point in curve(run, claim.curves)], identity)
+            keep_rows(curves, [identity | point for point in curve(run, claim.curves)], identity)
     rows = current(read_csv(out), claim)
     plots.save(claim.draw(rows, current(read_csv(curves), claim)), out)
     shown = gallery.best_traversals(claim, options.name, rows, runs, folder)
@@ -106,17 +107,6 @@ def curve(run: Path, names: Sequence[str]) -> list[dict[str, str]]:
         {"step": str(line["step"]), **{name: significant(line[name]) for name in names}}
         for line in lines(run) if all(name in line for name in names)
     ]  # fmt: skip
-
-
-def _known(rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> bool:
-    return any(all(row[key] == value for key, value in identity.items()) for row in rows)
-
-
-def keep(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> None:
-    """``rows`` in ``path`` in place of those of that identity; a column that a row lacks stays empty."""
-    others = [row for row in read_csv(path) if not _known([row], identity)]
-    columns = dict.fromkeys(key for row in (*others, *rows) for key in row)
-    write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
 
 
 def current(rows: Sequence[Mapping[str, str]], claim: Claim) -> list[Mapping[str, str]]:

@@ -16,13 +16,16 @@ from fastinfogan.metrics.probe import LABELS
 
 PAPER, QUICK_START, FASHION = PRESETS["mnist-paper"], PRESETS["mnist"], PRESETS["fashion-mnist"]
 SEEDS = tuple(range(10))
+# The quick start was made on seeds 0 to 9, partly by their test error (bench/NOTES.md): others say what it is worth.
+FRESH_SEEDS = tuple(range(10, 20))
 DIGIT_GROUPS: tuple[Group, ...] = ("information", "clustering", "samples", "strokes")
 
 ERROR = Number("clusterings/c1/error", "test error", percent=True)
 NMI = Number("clusterings/c1/nmi", "NMI")
 ARI = Number("clusterings/c1/ari", "ARI")
 INFORMATION = Number("information/c1", "I(c1), nats")
-FID = Number("samples/fid", "FID-mnistnet-10k")
+# Each machine trains the feature network for itself; the distance between real images tells the networks apart.
+FID = Number("samples/fid", "FID-mnistnet-10k", alike="samples/floor_fid")
 SLANT = Number("strokes/best/slant", "slant")
 WIDTH = Number("strokes/best/width", "width")
 
@@ -63,11 +66,11 @@ _INVARIANCE = Claim(
     question="Beyond the paper: do categories that outlive small warps of real images become digits?",
     protocol=(
         f"The quick start: --invariance 4, Q's categories learnt on real images alone, seven rival heads of which one "
-        f"becomes Q, continuous weight 0.1, D's rate 5e-4, both rates falling to 0, learnt std. No labels. "
-        f"{_CATEGORIES} {_STROKES}"
+        f"becomes Q, continuous weight 0.1, D's rate 5e-4, both rates falling to 0, learnt std. No labels. The recipe "
+        f"was made on seeds 0 to 9, partly by their test error; these seeds had no part in it. {_CATEGORIES} {_STROKES}"
     ),
     variants={"quick start": QUICK_START},
-    seeds=SEEDS,
+    seeds=FRESH_SEEDS,
     groups=DIGIT_GROUPS,
     numbers=_DIGIT_NUMBERS,
     draw=dotted([ERROR, FID, SLANT, WIDTH]),

@@ -25,9 +25,25 @@ def table(claim: Claim, rows: Sequence[Row]) -> list[str]:
     lines = [f"| | seeds | {' | '.join(number.title for number in numbers)} |", "|---" * (2 + len(numbers)) + "|"]
     for variant in claim.variants:
         if mine := only(rows, variant=variant):
-            cells = [spread(number, values(mine, number.column)) for number in numbers]
+            cells = [" / ".join(spreads(number, mine)) for number in numbers]
             lines.append(f"| {variant} | {len(mine)} | {' | '.join(cells)} |")
     return lines
+
+
+def comparable(number: Number, rows: Sequence[Row]) -> list[list[Row]]:
+    """``rows`` that have ``number``, apart where one cannot be compared with the other."""
+    those = [row for row in rows if len(values([row], number.column))]
+    if number.alike is None:
+        return [those]
+    return [only(those, **{number.alike: value}) for value in distinct(those, number.alike)]
+
+
+def spreads(number: Number, rows: Sequence[Row]) -> list[str]:
+    """:func:`spread` of each part of ``rows`` that can be compared, with its size where there are several."""
+    parts = comparable(number, rows)
+    counts = [f" of {len(part)}" if len(parts) > 1 else "" for part in parts]
+    found = [spread(number, values(part, number.column)) + count for part, count in zip(parts, counts, strict=True)]
+    return found or [spread(number, np.array([]))]
 
 
 def spread(number: Number, found: np.ndarray) -> str:
@@ -53,6 +69,11 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
         f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations; {'; '.join(times)}; torch {torches}, "
         f"commit {commits}. Again: `python -m bench claims {name}`.",
     ]
+    if any(len(comparable(number, only(rows, variant=v))) > 1 for number in claim.numbers for v in claim.variants):
+        told.append(
+            "Numbers with a / between them are of runs judged by feature networks that two machines trained for "
+            "themselves: they are not in the same unit."
+        )
     if "clustering" in claim.groups:
         told.append(
             f"Runs whose categories are not one per label: {len(failures)} of {len(rows)}"
@@ -101,7 +122,7 @@ def dotted(numbers: Sequence[Number]) -> Callable[[Sequence[Row], Sequence[Row]]
 
 
 def dots(rows: Sequence[Row], numbers: Sequence[Number]) -> Figure:
-    """A panel per number: a dot per run, a line per variant, the median as a bar."""
+    """A panel per number: a dot per run, a line per variant, and a bar at the median of runs that can be compared."""
     numbers = [number for number in numbers if len(values(rows, number.column))]
     variants = distinct(rows, "variant")
     figure = Figure(figsize=(1.6 + 3 * len(numbers), 1.1 + 0.42 * len(variants)), layout="constrained")
@@ -110,7 +131,7 @@ def dots(rows: Sequence[Row], numbers: Sequence[Number]) -> Figure:
         for place, variant in enumerate(variants):
             found = values(only(rows, variant=variant), number.column) * (100 if number.percent else 1)
             axes.plot(found, np.full(len(found), place), "o", color=f"C{place}", alpha=0.6)
-            if len(found):
+            if len(found) and len(comparable(number, only(rows, variant=variant))) == 1:
                 axes.vlines(np.median(found), place - 0.3, place + 0.3, color="black")
         axes.set(xlabel=f"{number.title}, %" if number.percent else number.title, yticks=range(len(variants)))
         axes.set_yticklabels(variants)

@@ -21,18 +21,22 @@ from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import QUICK, Group
 
-COMMIT = "commit.txt"
+MACHINE = "machine.json"
+# Of the training: counted up where the same configuration ends elsewhere than before, so that no run of the code before
+# stands for one of today's.
+CODE = 1
 SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
 
 
 def digest(config: TrainConfig) -> str:
-    """Eight letters that change with anything in ``config`` but its seed and where things lie.
+    """Eight letters that change with anything in ``config`` but its seed and where things lie, and with ``CODE``.
 
     What has its default is left out, so that a run keeps its name when a new option comes.
     """
     plain = asdict(TrainConfig())
     own = {key: value for key, value in asdict(config).items() if value != plain[key]}
     chosen = {key: value for key, value in own.items() if key not in ("seed", "data", "run_dir", "device")}
+    chosen |= {"code": CODE} if CODE > 1 else {}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -51,8 +55,8 @@ def code_column(factor: str) -> str:
     return factor.replace("/", "/code/", 1)
 
 
-def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
-    """The folder of the run of ``config`` below ``folder``, complete; it keeps the ``commit`` that started it.
+def trained(config: TrainConfig, folder: Path, machine: Mapping[str, str]) -> Path:
+    """The folder of the run of ``config`` below ``folder``, complete; it keeps the ``machine`` that started it.
 
     Raises:
         UserError: the training command failed.
@@ -65,16 +69,16 @@ def trained(config: TrainConfig, folder: Path, commit: str) -> Path:
         run.mkdir(parents=True, exist_ok=True)
         start = run / "start.json"
         start.write_text(to_json(replace(config, run_dir=None)))
-        (run / COMMIT).write_text(commit)
+        (run / MACHINE).write_text(json.dumps(machine))
         run_module("train", "--config", start, "--run-dir", run)
     else:
         run_module("train", "--resume", run)
     return run
 
 
-def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str, str]:
+def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bool = False) -> dict[str, str]:
     """Every number that ``groups`` yield, by its path in evaluation.json, and what went wrong with the categories."""
-    if not set(groups) <= set(QUICK):  # with those every run ends
+    if again or not (set(groups) <= set(QUICK) and _ended(run, config)):
         run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
     numbers = {name: significant(value) for name, value in _flat(found)}
@@ -94,6 +98,12 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig) -> dict[str,
         **({"failure": "; ".join(filter(None, failures)) or "none"} if failures else {}),
         "images_per_second": significant(median(rates)),
     }
+
+
+def _ended(run: Path, config: TrainConfig) -> bool:
+    """Whether the training command came to its very end, an evaluation of the ``QUICK`` groups."""
+    file = run / "evaluation.json"
+    return file.exists() and json.loads(file.read_text())["step"] == config.iterations
 
 
 def distance(shares: Sequence[float], matching: Sequence[int], confusion: Sequence[Sequence[int]]) -> float:
