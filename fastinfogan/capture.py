@@ -43,6 +43,9 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Launch what was recorded."""
 
+    def release(self) -> None:
+        """Give back what was recorded, now."""
+
 
 class CudaGraph:
     """The real one."""
@@ -70,6 +73,9 @@ class CudaGraph:
 
     def replay(self) -> None:
         self.graph.replay()
+
+    def release(self) -> None:
+        self.graph.reset()
 
 
 def obstacle(wanted: Capture, precision: Precision) -> str | None:

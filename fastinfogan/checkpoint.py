@@ -53,7 +53,8 @@ class Checkpoint:
             if have != want:
                 raise UserError(
                     f"{self.path} is of another architecture: {name}.{key} is {have} in it and {want} in the networks "
-                    f"asked for: leave --tables, --noise, --codes and --learn-prior as they were in the run"
+                    f"asked for: leave --tables, --noise, --codes, --learn-prior, --rivals and --spectral-norm as they "
+                    f"were in the run"
                 )
 
     def restore(self, name: str, module: torch.nn.Module) -> None:
@@ -160,7 +161,10 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch
             # The fused step walks through memory: a moment in another layout than its weight is another weight's.
             tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
+    rates = [group["lr"] for group in optimiser.param_groups]
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate  # it was copied, and a tensor that a schedule writes must be the very one
 
 
 def _all(run_dir: Path) -> list[Path]:

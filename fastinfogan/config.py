@@ -162,6 +162,11 @@ class TrainConfig:
                 f"--invariance {self.invariance} moves Q and the trunk in the D phase: "
                 f"add --trunk-mi, or give --invariance 0"
             )
+        if (self.invariance or self.q_share != 1) and not self.spec.categorical:
+            flag = f"--invariance {self.invariance}" if self.invariance else f"--q-share {self.q_share}"
+            raise UserError(
+                f"{flag} is about categories, and --codes {' '.join(self.codes) or '(none)'} has no cat:K: leave it out"
+            )
         if self.rivals < 0:
             raise UserError(f"--rivals is a number of heads, 0 or more, got {self.rivals}")
         if self.rivals and not self.invariance:

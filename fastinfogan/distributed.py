@@ -189,10 +189,12 @@ def restarts() -> int:
 
 
 def _current(device: torch.device) -> torch.device:
-    """``device``, made the one that kernels are launched on."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
+    """``device``, made the one that kernels are launched on, with its number: ``cuda`` is the one that already is."""
+    if device.type != "cuda":
+        return device
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _all_reduce(tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> None:
@@ -257,7 +259,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> Any:
         x, weight, mean, variance = ctx.saved_tensors
         _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            dy, x, weight, mean, variance, mean, torch.rsqrt(variance + ctx.eps), False, ctx.eps, [False, True, True]
         )
         if not ctx.needs_input_grad[0]:
             return None, d_weight, d_bias, None

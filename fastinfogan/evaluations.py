@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 class Evaluations:
     """The evaluations of one run, logged to its folder with the step that they belong to; one at a time.
 
-    One that cannot be made, because its data set is gone for instance, is told of and ends nothing.
+    One that cannot be made, because its data set is gone or the memory is full, is told of and ends nothing.
     """
 
     def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
@@ -36,6 +36,7 @@ class Evaluations:
         self.run = run
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self._running: tuple[int, Future[Evaluation]] | None = None  # and the step that is evaluated
+        self._stream: torch.cuda.Stream | None = None  # one for all: each would keep memory of its own
 
     def start(self, step: int, generator: Generator, discriminator: Discriminator, say: Say) -> None:
         """Evaluate both networks as they are now; they may be trained on at once."""
@@ -49,9 +50,10 @@ class Evaluations:
         def work() -> Evaluation:
             if copied is None:
                 return evaluate(self.config, *networks, step)
-            stream = torch.cuda.Stream(device)
-            stream.wait_event(copied)
-            with torch.cuda.stream(stream):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(device)
+            self._stream.wait_event(copied)
+            with torch.cuda.stream(self._stream):
                 return evaluate(self.config, *networks, step)
 
         self._running = step, self._thread.submit(work)
@@ -63,8 +65,9 @@ class Evaluations:
         (step, done), self._running = self._running, None
         try:
             found = done.result()
-        except UserError as error:
-            say(f"step {step} could not be evaluated, training goes on: {error}")
+        except (UserError, OSError, RuntimeError) as error:  # torch's want of memory is a RuntimeError
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            say(f"step {step} could not be evaluated, training goes on: {reason}")
             return
         values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
         for name, clustering in found.clusterings.items():

@@ -259,7 +259,7 @@ class Discriminator(nn.Module):
     spectral norm 1, estimated by a step of power iteration per forward in training (Miyato et al. 2018, Algorithm 1).
 
     With ``tables.rivals``, of Q's head and each rival, of late:
-    standing: float32 ``[1 + rivals]``, how badly it does, in nats.
+    standing: float32 ``[1 + rivals]``, how badly it does, in nats; -1 once the rivals are retired.
     readings: float32 ``[1 + rivals, k, k]`` over the k values of all categorical codes, how often G was given the one
     and the head answered the other.
     confusions: likewise, how often it gave a real image the one and its warp the other.

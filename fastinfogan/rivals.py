@@ -144,6 +144,16 @@ class Rivalry:
         weight[free] += step
         weight[split] -= step
 
+    @property
+    def retired(self) -> bool:
+        """Whether :meth:`retire` was called, in this run or in the one whose checkpoint was loaded. Waits."""
+        return bool(self.discriminator.standing[0] < 0)
+
+    @torch.no_grad()
+    def retire(self) -> None:
+        """The last round is over: leave word of it in the buffers, in place of a standing, which is never negative."""
+        self.discriminator.standing.fill_(-1.0)
+
     def _state(self, index: int) -> list[torch.Tensor]:
         """All that makes the head of that number what it is and become what it will."""
         head = self.heads[index]

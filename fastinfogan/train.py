@@ -69,8 +69,9 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
     start, dataset = _peek(arguments)
     if len(given := [name for name, value in vars(start).items() if value is not None]) > 1:
         raise UserError(f"--{' and --'.join(given)} each say where to start from: give one of them")
-    if start.resume:
-        base = checkpoint.load(start.resume).config
+    saved = checkpoint.load(start.resume) if start.resume else None
+    if saved:
+        base = saved.config
     elif start.config:
         base = dataclasses.replace(read_config(start.config), run_dir=None)
     else:
@@ -83,6 +84,12 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
         args=arguments,
     )
     command.train.check()
+    folder = command.train.run_dir
+    if saved and folder not in (None, base.run_dir) and folder.absolute() != saved.run_dir.absolute():
+        raise UserError(
+            f"--resume goes on in the run's own folder {saved.run_dir}, not in --run-dir {folder}: leave --run-dir "
+            f"out, or copy the checkpoint into {folder} and resume from there"
+        )
     return command.train, start.resume
 
 
@@ -157,6 +164,7 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         )  # fmt: skip
         cleanup.callback(batches.close)
         trainer = Trainer(config, batches, run, precision, ranks)
+        cleanup.callback(trainer.close)
         if saved:
             trainer.restore(saved)
             say(f"resuming at step {saved.step} from {saved.path}")

@@ -75,6 +75,7 @@ class Trainer:
         self._clock_shows = 0
         self._readings_won = 0  # by D, one after the other
         self._rounds = [round(share * config.iterations) for share in ROUNDS]
+        self._retired = False  # Q's rivals
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -115,6 +116,8 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile what the phases call; parameters keep their names."""
+        # Dynamo counts the graphs of a line of code, and all layers of all parts are the same lines.
+        torch._dynamo.config.recompile_limit = 64
         discriminator = self.discriminator
         for part in (
             self.generator, discriminator.trunk, discriminator.adversarial_head, *discriminator.recognition_heads,
@@ -126,9 +129,15 @@ class Trainer:
         self.graph = graph
         self._run = capture.Replayed(self._iterate, self.batches.static, graph, tqdm.write)
 
+    def close(self) -> None:
+        """Give the captured graph back: processes do not part before every graph that NCCL takes part in is gone."""
+        if self.graph is not None:
+            self.graph.release()
+        self.capture_in(None)
+
     def iteration(self, step: int) -> None:
         """One batch through both phases: the launch of a graph, where one is captured."""
-        if self.config.rivals:
+        if self.config.rivals and not self._retired:
             self._attend_to_rivals(step)
         self.batches.prepare(step)
         if step != self._clock_shows:
@@ -140,6 +149,7 @@ class Trainer:
         """Before the iteration ``step``: where it is time, choose among the heads, and vary or retire the others."""
         if step not in self._rounds:
             return
+        self._require_finite()  # of heads that are not numbers none is the best
         phase = self.discriminator_phase
         chosen, standing = phase.rivalry.choose()
         if chosen and self.ranks.first:
@@ -150,8 +160,14 @@ class Trainer:
         if step < self._rounds[-1]:
             phase.rivalry.vary(self.config.seed ^ step)
         else:
-            phase.let_learn([self.discriminator.recognition_head])
+            self._retire_rivals()
             self.capture_in(self.graph)
+
+    def _retire_rivals(self) -> None:
+        """Let Q's head learn alone from now on, in runs that go on with this one's checkpoints too."""
+        self._retired = True
+        self.discriminator_phase.rivalry.retire()
+        self.discriminator_phase.let_learn([self.discriminator.recognition_head])
 
     def _iterate(self) -> None:
         """The device's part of an iteration: nothing in it depends on a value that the host holds."""
@@ -327,10 +343,13 @@ class Trainer:
             yield
         except OSError as error:
             folder, last = self.run_directory.path, self._last_good()
+            remedy = (
+                f"the last good checkpoint is {last}: free some space and resume with --resume {folder}"
+                if last
+                else "there is no checkpoint yet: free some space and start again"
+            )
             raise UserError(
-                f"could not write to {folder} at step {self.step} ({error.strerror or error}); "
-                f"{f'the last good checkpoint is {last}' if last else 'there is no checkpoint yet'}: free some space "
-                f"and resume with --resume {folder}"
+                f"could not write to {folder} at step {self.step} ({error.strerror or error}); {remedy}"
             ) from None
 
     def _last_good(self) -> Path | None:
@@ -375,8 +394,8 @@ class Trainer:
         if self.scaler.is_enabled() and (scaler := saved.part("scaler")):
             self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
         self.step = saved.step
-        if self.step > self._rounds[-1]:
-            self.discriminator_phase.let_learn([self.discriminator.recognition_head])
+        if self.config.rivals and (self.discriminator_phase.rivalry.retired or self.step > self._rounds[-1]):
+            self._retire_rivals()
         self.capture_in(self.graph)
 
 

@@ -62,6 +62,9 @@ class Recorder:
                     if memory(recorded) != memory(new):  # else a view, or written in place
                         recorded.copy_(new)
 
+    def release(self) -> None:
+        self.calls, self.outside = [], {}
+
 
 class _Recording(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:

@@ -155,6 +155,7 @@ def copied(tmp_path: Path, finished: tuple[Path, Outcome]) -> Path:
         (["--codes", "cat:11", "uniform:2"], "generator.blocks.0.linear.weight"),
         (["--codes", "cat:10", "cat:2"], "discriminator.confusions"),
         (["--tables", "faces"], "generator."),
+        (["--rivals", "3"], "discriminator."),
     ],
 )
 def test_resume_with_another_architecture_is_refused_and_changes_nothing(
@@ -162,8 +163,15 @@ def test_resume_with_another_architecture_is_refused_and_changes_nothing(
 ) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     ended = command(train, "--resume", copied, "--iterations", "9", *flags)
-    assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise, --codes and --learn-prior")
+    assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise, --codes, --learn-prior, --riv")
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_resume_goes_on_in_the_run_s_own_folder(copied: Path, tmp_path: Path, command: Command) -> None:
+    ended = command(train, "--resume", copied, "--iterations", "8", "--run-dir", tmp_path / "other")
+    assert_told(ended, f"--resume goes on in the run's own folder {copied}", "leave --run-dir out")
+    assert not (tmp_path / "other").exists()
+    assert command(train, "--resume", copied, "--iterations", "8", "--run-dir", copied).code == 0
 
 
 def test_resume_of_a_finished_run_asks_for_more_iterations(copied: Path, command: Command) -> None:

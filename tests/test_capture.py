@@ -72,13 +72,20 @@ def test_a_captured_run_writes_what_an_eager_one_does(
         assert figure.read_bytes() == (tmp_path / "graphed" / "figures" / figure.name).read_bytes()
 
 
-def test_restoring_captures_anew(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_restoring_captures_anew(
+    decay: float, tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
     """It puts the optimisers' state elsewhere, so a graph from before it would move the old one."""
-    unbroken, _ = captured(make_trainer(tiny_config(iterations=12), tmp_path / "unbroken"))
+    config = tiny_config(iterations=12, decay=decay)
+    unbroken, _ = captured(make_trainer(config, tmp_path / "unbroken"))
     unbroken.train(quiet)
-    first, _ = captured(make_trainer(tiny_config(iterations=4), tmp_path / "broken"))
-    first.train(quiet)
-    second, recorder = captured(make_trainer(tiny_config(iterations=12), tmp_path / "broken", step=4))
+    first, _ = captured(make_trainer(config, tmp_path / "broken"))
+    for step in range(4):
+        first.iteration(step)
+    first.step = 4
+    first.save()
+    second, recorder = captured(make_trainer(config, tmp_path / "broken", step=4))
     for step in range(WARM_UP + 2):  # it is well into replaying when it is restored
         second.iteration(step)
     assert recorder.replays == 2
@@ -86,6 +93,21 @@ def test_restoring_captures_anew(tmp_path: Path, tiny_config: MakeConfig, make_t
     second.train(quiet)
     assert recorder.replays == 2 + 8 - WARM_UP
     assert_same_state(second, unbroken)
+
+
+def test_a_trainer_that_is_closed_holds_no_graph(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    """NCCL would wait for it where processes part."""
+    made, recorder = captured(make_trainer(tiny_config(), tmp_path))
+    for step in range(WARM_UP + 1):
+        made.iteration(step)
+    assert recorder.calls
+    made.close()
+    assert not recorder.calls and made.graph is None
+    replays = recorder.replays
+    made.iteration(WARM_UP + 1)
+    assert recorder.replays == replays
 
 
 def reachable(root: object) -> Iterator[torch.Tensor]:
@@ -278,6 +300,9 @@ class FakeCuda:
             def replay(self) -> None:
                 outer.asked.append("replay")
 
+            def reset(self) -> None:
+                outer.asked.append("reset")
+
         return Note
 
 
@@ -305,3 +330,5 @@ def test_the_cuda_graph_warms_up_on_the_stream_it_captures_on(monkeypatch: pytes
     ]
     graph.replay()
     assert cuda.asked[-1] == "replay"
+    graph.release()
+    assert cuda.asked[-1] == "reset"

@@ -142,6 +142,8 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         ({"rivals": -1}, "--rivals is a number of heads, 0 or more, got -1"),
         ({"rivals": 2}, "--rivals 2 are judged by the invariance term: add --invariance 4"),
         ({"rivals": 2, "invariance": 1.0, "learn_prior": True}, "--learn-prior follows the categories of one head"),
+        ({"codes": ("uniform:2",), "invariance": 4.0}, "--invariance 4.0 is about categories, and --codes uniform:2"),
+        ({"codes": (), "q_share": 0.5}, "--q-share 0.5 is about categories, and --codes (none) has no cat:K"),
         ({"q_share": 0.5, "trunk_mi": False}, "--q-share 0.5 is for a Q that learns in the D phase"),
         ({"invariance": 1.0, "trunk_mi": False}, "--invariance 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),

@@ -18,7 +18,9 @@ import distributed_worker as worker
 import pytest
 import torch
 from distributed_worker import CONFIG, NORM_SHAPES, OBJECTIVES
+from torch import distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import checkpoint, distributed, networks, train
 from fastinfogan.distributed import Ranks, joined, synchronise_norms
@@ -177,6 +179,43 @@ def test_one_gpu_for_several_processes_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--device cuda:1 names one GPU and 2 processes"), joined("cuda:1"):
         pass
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch, name: str, index: int) -> None:
+    """torch.cuda.set_device refuses a device without one."""
+    chosen: list[int] = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    with joined(name) as (ranks, device):
+        assert ranks == distributed.ALONE and device == torch.device("cuda", index) and chosen == [index]
+
+
+def test_the_backward_pass_of_a_synchronised_norm_hands_over_its_statistics(tmp_path: Path) -> None:
+    """CUDA's kernel insists on them, the CPU's does without."""
+    handed: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ == "native_batch_norm_backward":
+                handed.append(args[5:7])
+            return func(*args, **kwargs or {})
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        norm = distributed.SynchronisedNorm(3)
+        x = torch.randn(8, 3, requires_grad=True)
+        with Watch():
+            norm(x).square().sum().backward()
+    finally:
+        dist.destroy_process_group()
+    ((mean, inverse_std),) = handed
+    assert mean is not None and inverse_std is not None
+    torch.testing.assert_close(mean, x.detach().mean(0))
+    torch.testing.assert_close(inverse_std, torch.rsqrt(x.detach().var(0, correction=0) + norm.eps))
 
 
 def test_a_norm_that_cannot_be_synchronised_is_not_overlooked() -> None:

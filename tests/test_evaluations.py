@@ -58,11 +58,16 @@ def test_evaluations_change_nothing_in_the_run(
         assert torch.equal(tensor, states[1][name]), name
 
 
+@pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError])
 def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
-    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception],
+    tmp_path: Path,
+    tiny_config: MakeConfig,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(*_: object) -> None:
-        raise UserError("the test images are gone")
+        raise error("the test images are gone")
 
     monkeypatch.setattr(evaluation, "evaluate", refused)
     said: list[str] = []

@@ -93,8 +93,19 @@ def fp16_trains_here() -> bool:
         {"learn_prior": True, "invariance": 0.5},
         {"invariance": 0.5, "rivals": 2},  # rounds after 2, 3, 4, 5 and 6 iterations
         {"spectral_norm": True},
+        {"decay": 1.0},
+        {"decay": 0.5, "invariance": 0.5, "rivals": 2},
     ],
-    ids=["trunk gets MI", "Q learns with G", "invariance", "learnt prior", "rivals", "spectral norm"],
+    ids=[
+        "trunk gets MI",
+        "Q learns with G",
+        "invariance",
+        "learnt prior",
+        "rivals",
+        "spectral norm",
+        "falling rates",
+        "falling rates and rivals",
+    ],
 )
 def test_resumed_run_is_bitwise_the_unbroken_one(
     tmp_path: Path,
@@ -370,6 +381,29 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(
     assert saved_steps(tmp_path) == []
 
 
+def test_heads_that_are_not_finite_are_told_with_their_step_before_one_is_chosen(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(invariance=0.5, rivals=2, log_every=1000), tmp_path)
+    after(1, made, lambda: next(made.discriminator.trunk.parameters()).data.fill_(float("nan")))
+    with pytest.raises(UserError, match="became not finite at step 2: there is no checkpoint yet; start again"):
+        made.train(quiet)
+
+
+def test_rivals_that_are_retired_stay_so_when_a_finished_run_goes_on(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    changes: dict[str, Any] = {"invariance": 0.5, "rivals": 2}
+    make_trainer(tiny_config(**changes, iterations=10), tmp_path).train(quiet)
+    for start, end in ((10, 40), (40, 100)):  # before the last round of either run
+        longer = make_trainer(tiny_config(**changes, iterations=end), tmp_path, step=start)
+        longer.restore(checkpoint.load(tmp_path))
+        assert longer.discriminator_phase.heads == [longer.discriminator.recognition_head]
+        before = [weight.clone() for weight in longer.discriminator.rivals.parameters()]
+        longer.train(quiet)
+        assert all(torch.equal(*pair) for pair in zip(before, longer.discriminator.rivals.parameters(), strict=True))
+
+
 def test_a_poisoned_state_is_not_saved(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
     made = make_trainer(tiny_config(save_every=4, log_every=1000, keep=1), tmp_path)
     weight = made.generator.blocks[0].linear.weight
@@ -396,6 +430,15 @@ def test_a_disk_that_fills_up_between_checkpoints_is_told_with_the_last_one(
     with pytest.raises(UserError, match=rf"No space left.*{tmp_path}/checkpoints/step-00000002.*--resume {tmp_path}"):
         made.train(quiet)
     assert checkpoint.load(tmp_path).step == 2
+
+
+def test_a_disk_that_fills_up_before_any_checkpoint_asks_for_another_start(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(tiny_config(log_every=1), tmp_path)
+    monkeypatch.setattr(made.run_directory, "log", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(UserError, match=r"there is no checkpoint yet: free some space and start again$"):
+        made.train(quiet)
 
 
 def test_another_architecture_is_not_restored(
