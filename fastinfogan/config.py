@@ -163,9 +163,9 @@ class TrainConfig:
                 f"add --trunk-mi, or give --invariance 0"
             )
         if (self.invariance or self.q_share != 1) and not self.spec.categorical:
-            flag = f"--invariance {self.invariance}" if self.invariance else f"--q-share {self.q_share}"
             raise UserError(
-                f"{flag} is about categories, and --codes {' '.join(self.codes) or '(none)'} has no cat:K: leave it out"
+                f"--invariance {self.invariance} and --q-share {self.q_share} are about categories, and --codes "
+                f"{' '.join(self.codes) or '(none)'} has no cat:K: add --invariance 0 --rivals 0 --q-share 1"
             )
         if self.rivals < 0:
             raise UserError(f"--rivals is a number of heads, 0 or more, got {self.rivals}")

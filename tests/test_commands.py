@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, Outcome
+from image_files import write_svhn
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fastinfogan
 from fastinfogan import checkpoint, evaluate, figures, generate, train
 from fastinfogan.config import TrainConfig, read_config
+from fastinfogan.data import BatchPlan
 from fastinfogan.run_directory import RunDirectory, new_folder
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
@@ -205,9 +207,10 @@ def test_resume_from_an_earlier_checkpoint_leaves_what_came_after_it(copied: Pat
 def test_a_run_without_codes_or_without_categories_trains(
     tmp_path: Path, tiny_flags: list[str], command: Command
 ) -> None:
-    ended = command(
-        train, *tiny_flags, "--codes", "gaussian:1", "--noise-prior", "normal", "--run-dir", tmp_path / "run"
-    )
+    codes = ["--codes", "gaussian:1", "--noise-prior", "normal", "--run-dir", tmp_path / "run"]
+    ended = command(train, *tiny_flags, *codes)
+    assert ended.code == 2 and "add --invariance 0 --rivals 0 --q-share 1" in ended.err  # the quick start has them
+    ended = command(train, *tiny_flags, *codes, "--invariance", 0, "--rivals", 0, "--q-share", 1)
     assert ended.code == 0 and "MI c1 " in ended.out and "argmax" not in ended.out
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["clusterings"] == {}
 
@@ -306,3 +309,17 @@ def test_a_run_folder_reopened_at_a_step_forgets_what_came_after(
     second.close()
     lines = [json.loads(line) for line in second.metrics.read_text().splitlines()]
     assert lines == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}, {"step": 6, "loss": 9.0}]
+
+
+def test_batches_are_those_that_the_configuration_asks_for(
+    tmp_path: Path, tiny_networks: None, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        write_svhn(tmp_path, 12, split)
+    plans: list[BatchPlan] = []
+    monkeypatch.setattr(train.data, "BatchPlan", lambda *a, **k: plans.append(BatchPlan(*a, **k)) or plans[-1])
+    flags = f"--dataset svhn --data {tmp_path} --batch 4 --iterations 1 --seed 7 --flip --device cpu"
+    ended = command(train, *flags.split(), "--run-dir", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    (plan,) = plans
+    assert (plan.batch, plan.seed, plan.low, plan.high, plan.flip) == (4, 7, -1.0, 1.0, True)

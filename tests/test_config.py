@@ -21,6 +21,7 @@ from fastinfogan.config import PRESETS, TrainConfig, from_json, preset, read_con
 from fastinfogan.data import DATASETS
 from fastinfogan.errors import UserError
 from fastinfogan.networks import TABLES, build
+from fastinfogan.objective import Objective
 
 positive = st.integers(1, 10**9)
 real = st.floats(allow_nan=False, allow_infinity=False)
@@ -142,8 +143,8 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         ({"rivals": -1}, "--rivals is a number of heads, 0 or more, got -1"),
         ({"rivals": 2}, "--rivals 2 are judged by the invariance term: add --invariance 4"),
         ({"rivals": 2, "invariance": 1.0, "learn_prior": True}, "--learn-prior follows the categories of one head"),
-        ({"codes": ("uniform:2",), "invariance": 4.0}, "--invariance 4.0 is about categories, and --codes uniform:2"),
-        ({"codes": (), "q_share": 0.5}, "--q-share 0.5 is about categories, and --codes (none) has no cat:K"),
+        ({"codes": ("uniform:2",), "invariance": 4.0}, "has no cat:K: add --invariance 0 --rivals 0 --q-share 1"),
+        ({"codes": (), "q_share": 0.5}, "--invariance 0.0 and --q-share 0.5 are about categories, and --codes (none) has"),
         ({"q_share": 0.5, "trunk_mi": False}, "--q-share 0.5 is for a Q that learns in the D phase"),
         ({"invariance": 1.0, "trunk_mi": False}, "--invariance 1.0 moves Q and the trunk"),
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
@@ -268,3 +269,12 @@ def test_flags_override_the_repeated_run(finished: tuple[Path, Outcome], tiny_co
     folder, _ = finished
     config, _ = train.parse(["--config", str(folder / "config.json"), "--seed", "99"])
     assert config == replace(read_config(folder), seed=99, run_dir=None)
+
+
+def test_the_objective_has_every_switch_of_the_configuration() -> None:
+    config = TrainConfig(
+        categorical_weight=2.0, continuous_weight=3.0, trunk_mi=False, generator_mi=False, fixed_std=True, q_share=0.5,
+        saturating=True, invariance=1.5,
+    )  # fmt: skip
+    assert asdict(config.objective) == {field.name: getattr(config, field.name) for field in fields(Objective)}
+    assert all(getattr(config, field.name) != field.default for field in fields(Objective))  # none is left out here

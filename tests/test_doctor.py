@@ -31,7 +31,7 @@ def test_every_backend_of_every_op_agrees_here() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda tensors: (tensors[0] + 1e-2, *tensors[1:]),
+        lambda tensors: (tensors[0] + 1e-4, *tensors[1:]),
         lambda tensors: (tensors[0] * float("nan"), *tensors[1:]),
         lambda tensors: (tensors[0][:-1], *tensors[1:]),
         lambda tensors: (tensors[0].double(), *tensors[1:]),
@@ -87,6 +87,10 @@ class TestTrust:
         monkeypatch.setattr(native, "cuda_architectures", lambda: "sm_123")  # the extension was built anew
         trust(torch.device("cuda"))
         assert len(asked) == 3
+        for owner in (selfcheck, torch):
+            monkeypatch.setattr(owner, "__version__", "another")
+            trust(torch.device("cuda"))
+        assert len(asked) == 5
         assert os.environ[VARIABLE] == ""
 
     def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from torch.distributions import Categorical as CategoricalDistribution
 
 from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.errors import UserError
-from fastinfogan.ops import LOG_STD_MIN, HeadLoss, head_loss, sample_latents
+from fastinfogan.ops import LOG_STD_MIN, HeadLoss, head_loss, pack_codes, sample_latents, traversal
+from fastinfogan.ops.backend import available
 from tests.strategies import specs
 
 SPEC = LatentSpec(2, (Categorical(4), Uniform(1), Categorical(3), Gaussian(1)))
@@ -214,16 +215,29 @@ def test_an_empty_batch_has_no_loss_and_no_nan() -> None:
     assert loss.gradients[2].shape == (0, SPEC.head_dim)
 
 
-def test_strided_input_gives_the_same_bits() -> None:
+def apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, none beside the next in memory."""
+    return torch.stack([tensor, torch.zeros_like(tensor) - 7], -1)[..., 0]
+
+
+@pytest.mark.parametrize("backend", [name for name in ("native", "reference") if name in available("cpu")])
+def test_strided_input_gives_the_same_bits(backend: str) -> None:
     arguments = batch(SPEC, 8, torch.float32)
-    wide = torch.zeros(8, SPEC.head_dim + 5)
-    wide[:, 3 : 3 + SPEC.head_dim] = arguments["recognition"]
-    every_second = torch.zeros(16)
-    every_second[1::2] = arguments["fake_logits"]
-    strided = dict(arguments, recognition=wide[:, 3 : 3 + SPEC.head_dim], fake_logits=every_second[1::2])
-    one, two = head_loss(SPEC, **arguments), head_loss(SPEC, **strided)
-    torch.testing.assert_close(one.statistics, two.statistics, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(one.gradients[2], two.gradients[2], atol=1e-7, rtol=1e-5)
+    strided = {name: apart(tensor) for name, tensor in arguments.items()}
+    one, two = (head_loss(SPEC, **of, backend=backend) for of in (arguments, strided))
+    assert torch.equal(one.statistics, two.statistics)
+    assert all(torch.equal(a, b) for a, b in zip(one.gradients, two.gradients, strict=True))
+    noise = torch.randn(8, SPEC.noise)
+    parts = (noise, arguments["categories"], arguments["continuous"])
+    packed = [pack_codes(SPEC, *of, backend=backend) for of in (parts, tuple(map(apart, parts)))]
+    assert torch.equal(*packed)
+    values = torch.tensor([0.0, 2.0, 1.0])
+    swept = [
+        traversal(SPEC, *of, code=code, values=value, backend=backend)
+        for of, value in ((parts, values), (tuple(map(apart, parts)), apart(values)))
+        for code in (0, 2)
+    ]
+    assert torch.equal(swept[0], swept[2]) and torch.equal(swept[1], swept[3])
 
 
 @pytest.mark.parametrize("real", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,7 @@ from fastinfogan.config import TrainConfig, preset
 from fastinfogan.errors import UserError
 from fastinfogan.invariance import PRIOR_PULL, PULL, SHARPNESS, invariance, leaning
 from fastinfogan.objective import Objective
+from fastinfogan.precision import Precision
 from fastinfogan.warp import random_affine
 from tests.test_objective import Game
 
@@ -228,6 +230,36 @@ def test_a_warp_is_small_and_differs_from_row_to_row_and_step_to_step() -> None:
     assert x.abs().max() < limit and y.abs().max() < limit
     assert x.std() > 0.5 and y.std() > 0.5
     assert not torch.equal(warp(dot, step=0), warp(dot, step=1))
+
+
+def test_a_warp_turns_shears_scales_and_shifts_as_far_as_it_says() -> None:
+    """Read off images of places: what lies at the centre, and beside and below it, in a warped one."""
+    side, n = 32, 1000
+    ramp = (2 * torch.arange(side) + 1) / side - 1
+    places = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side)]).expand(n, 2, side, side)
+    seen = warp(places)[:, :, 15:17, 15:17]
+    right, down = (((seen[..., i, j] - seen[..., 0, 0]) * side / 2).unbind(1) for i, j in ((0, 1), (1, 0)))
+    angle, scale_x = torch.atan2(right[1], right[0]), torch.hypot(*right)
+    scale_y = angle.cos() * down[1] - angle.sin() * down[0]
+    shear = (angle.cos() * down[0] + angle.sin() * down[1]) / scale_y
+    found = (
+        (angle, math.radians(10)), (shear, 0.15), (scale_x - 1, 0.1), (scale_y - 1, 0.1), (seen.mean((2, 3)), 0.14),
+    )  # fmt: skip
+    for value, most in found:
+        for one in (value, -value):
+            assert 0.95 * most < one.max() < 1.01 * most
+
+
+def test_the_invariance_term_is_scaled_with_the_rest_in_float16() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        objective = Objective(categorical_weight=0.0, continuous_weight=0.0, invariance=1.0)
+        game = Game(objective, Precision(torch.device("cpu"), dtype, "a test"))
+        game.d_phase.scaler.step = lambda _: None  # type: ignore[assignment, method-assign]
+        game.d_phase.update(game.images, game.fakes.detach(), game.latents, warp(game.images))
+        scale = game.d_phase.loss_scale()
+        found.append(game.discriminator.recognition_head[-1].linear.weight.grad / (1.0 if scale is None else scale))
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.02 * found[0].abs().max().item())
 
 
 def test_warps_do_not_depend_on_the_split_over_ranks() -> None:

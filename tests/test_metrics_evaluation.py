@@ -114,6 +114,45 @@ def test_all_groups_of_a_set_of_digits_are_in_the_table_and_the_file(
     assert content["disentanglement"] is None
 
 
+def test_an_evaluation_fixes_the_std_where_training_did(
+    tiny_networks: None, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    config = tiny_config(codes=("uniform:1",), fixed_std=True)
+    networks = build(config.network_tables, config.spec, seed=0)
+    with torch.no_grad():
+        networks[1].recognition_head[-1].linear.bias[1] = 5.0  # a log-std that nobody taught
+    assert evaluation.evaluate(config, *networks, 3, ("information",)).information["c1"] > -1
+
+
+@pytest.mark.parametrize(("tables", "image_range"), [("mnist", (0.0, 1.0)), ("svhn", (-1.0, 1.0))])
+def test_images_are_judged_in_the_range_of_the_networks(tables: Any, image_range: tuple[float, float]) -> None:
+    config = TrainConfig(tables=tables)
+    assert Subject(config, *build(config.network_tables, config.spec, seed=0)).image_range == image_range
+
+
+def test_generated_images_are_compared_with_the_test_split(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        name: content[:16] + bytes(byte // 4 + 150 * name.startswith("t10k") for byte in content[16:])
+        if "images" in name else content
+        for name, content in idx_files(30).items()
+    }  # dark training images, bright test images  # fmt: skip
+    write_folder(tmp_path / "fashion-mnist", files)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat())
+    monkeypatch.setattr(evaluation, "sample_quality", lambda _, **keywords: given.update(keywords))
+
+    def judge(config: TrainConfig) -> None:
+        evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",))
+
+    judge(tiny_config(data=tmp_path))
+    assert given["real"].min() >= 150 > given["training"].max() and given["seen"] is False
+    renders(monkeypatch, tmp_path, 60)
+    judge(tiny_config(dataset="faces", data=tmp_path))
+    assert given["seen"] is True
+
+
 def renders(monkeypatch: pytest.MonkeyPatch, root: Path, n: int = 600) -> None:
     """A set of 28x28 renders with factors, and no splits, in place of the faces."""
     pixels, factors = rendered(n, 0)

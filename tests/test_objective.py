@@ -204,3 +204,15 @@ def test_networks_are_not_shared_between_the_phases_optimisers() -> None:
         assert not d & g
         everything = [*game.generator.parameters(), *game.discriminator.parameters()]
         assert d | g == {id(p) for p in everything}
+
+
+@pytest.mark.parametrize("trunk_mi", [True, False])
+def test_with_std_fixed_nothing_teaches_the_log_std(trunk_mi: bool) -> None:
+    game = Game(Objective(fixed_std=True, trunk_mi=trunk_mi))
+    for phase in (game.d_phase, game.g_phase):
+        phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
+    game.d_phase.update(game.images, game.fakes.detach(), game.latents)
+    if not trunk_mi:
+        game.g_phase.update(game.fakes, game.latents)
+    mean, log_std = game.discriminator.recognition_head[-1].linear.weight.grad[3:]
+    assert mean.any() and not log_std.any()

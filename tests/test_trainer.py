@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -24,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastinfogan import Latents, checkpoint, figures, rivals, train
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.ops import LOG_STD_MIN
+from fastinfogan.ops import LOG_STD_MIN, philox
 from fastinfogan.precision import Precision
 from fastinfogan.run_metrics import Metrics
-from fastinfogan.trainer import Stopped, Trainer
+from fastinfogan.trainer import STRETCH, Stopped, Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTrainer = Callable[..., Trainer]
@@ -308,6 +309,39 @@ def test_intervals_say_when_there_are_checkpoints_figures_and_readings(
     names = ("samples", "traversal-c1", "traversal-c2", "traversal-c3")
     assert drawn == {f"{name}-{step:08d}.png" for name in names for step in (5, 10)}
     assert made.generator.training and made.discriminator.training
+
+
+def test_a_gpu_stops_at_every_interval(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
+    every = {"log_every": 30, "figure_every": 40, "save_every": 11, "evaluate_every": 13}
+    made = make_trainer(tiny_config(iterations=100, **every), tmp_path)
+    made.precision = replace(made.precision, device=torch.device("cuda"))
+    made.iteration = lambda _: None  # type: ignore[method-assign]
+    stops = [0]
+    while made.step < 100:
+        made.advance()
+        stops.append(made.step)
+    assert {step for step in range(1, 101) if any(step % one == 0 for one in every.values())} <= set(stops)
+    assert max(end - start for start, end in itertools.pairwise(stops)) <= STRETCH
+
+
+def test_everything_that_draws_has_a_stream_of_its_own(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTINFOGAN_BACKEND", "reference")  # which draws through this function alone
+    streams, rounds = [], philox.philox
+    monkeypatch.setattr(
+        philox, "philox", lambda key, counter: (streams.append(int(counter[3]) >> 24), rounds(key, counter))[1]
+    )
+    make_trainer(tiny_config(invariance=1.0, learn_prior=True), tmp_path).iteration(0)
+    assert sorted(streams) == [philox.LATENTS, philox.SHUFFLE, philox.FLIPS, philox.WARPS, philox.PRIORS]
+
+
+def test_both_optimisers_have_the_betas_of_the_configuration(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    made = make_trainer(tiny_config(beta1=0.3, beta2=0.8), tmp_path)
+    for phase in (made.discriminator_phase, made.generator_phase):
+        assert [group["betas"] for group in phase.optimiser.param_groups] == [(0.3, 0.8)]
 
 
 def test_readings_are_means_of_what_the_iterations_report(
