@@ -1,7 +1,7 @@
 """``python -m bench.memory PRESET BATCH CONTESTANT DEVICE``: the peak memory of a few iterations, in a fresh process.
 
 On a CPU the high-water mark of the process's resident memory, interpreter and what all contestants import included, so
-that small batches hardly show; on a GPU the most that PyTorch had allocated. ``bench/step.py`` starts one such process
+that small batches hardly show; on a GPU the most that PyTorch had reserved. ``bench/step.py`` starts one such process
 per contestant: in one process, what the first had used would count for all that follow.
 """
 
@@ -15,9 +15,10 @@ import torch
 
 from bench.field import field
 from bench.measure import ROOT, wait
+from fastinfogan.capture import WARM_UP
 from fastinfogan.errors import UserError
 
-ITERATIONS = 3
+ITERATIONS = WARM_UP + 2  # ours replays the last one on a GPU
 
 
 def peak_mib(preset: str, batch: int, contestant: str, device: torch.device) -> float:
@@ -39,7 +40,7 @@ def peak_mib(preset: str, batch: int, contestant: str, device: torch.device) -> 
 def high_water_mib(device: torch.device) -> float:
     """Of this process so far."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20  # a graph's pool is reserved, and not allocated
     # Not getrusage: its mark is inherited from the process that started this one.
     (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10

@@ -128,8 +128,11 @@ class Replayed:
             try:
                 graph.record(self.body)
             except RuntimeError as error:
+                # Where the body failed, ending the capture fails behind it, and knows less.
+                cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+                graph.release()
                 self._give_up(
-                    f"the capture was refused ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+                    f"the capture was refused ({(str(cause).strip() or type(cause).__name__).splitlines()[0]})"
                 )
                 return False
             self.recorded = addresses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tyro
 from fastinfogan import checkpoint
 from fastinfogan.commands import run_command
 from fastinfogan.metrics.evaluation import ALL, QUICK, Group, evaluate
+from fastinfogan.ops import selfcheck
 from fastinfogan.precision import choose_device
 
 
@@ -36,6 +38,8 @@ def main() -> None:
     """The command."""
     command = tyro.cli(Evaluate, prog="python -m fastinfogan.evaluate")
     device = choose_device(command.device)
+    if warning := selfcheck.trust(device):
+        print(warning, file=sys.stderr)
     saved, _, generator, discriminator = checkpoint.load_networks(command.run, device)
     config = saved.config if command.data is None else replace(saved.config, data=command.data)
     groups = ALL if command.all else command.groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from fastinfogan.codes import LatentSpec
 from fastinfogan.commands import run_command
 from fastinfogan.errors import UserError
 from fastinfogan.networks import Generator
-from fastinfogan.ops import pack_codes, unpack_codes
+from fastinfogan.ops import pack_codes, selfcheck, unpack_codes
 from fastinfogan.precision import choose_device
 
 
@@ -111,7 +112,10 @@ def main() -> None:
         raise UserError(f"--count must be 1 or more, got {command.count}")
     if command.what == "traversals" and command.set:
         raise UserError("--set does not go with traversals, which run every code over its values: drop one of them")
-    saved, spec, generator, _ = checkpoint.load_networks(command.run, choose_device(command.device))
+    device = choose_device(command.device)
+    if warning := selfcheck.trust(device):
+        print(warning, file=sys.stderr)
+    saved, spec, generator, _ = checkpoint.load_networks(command.run, device)
     pictures = draw(command, generator, spec, saved.config.network_tables.image_range)
     folder = saved.run_dir / "figures"
     for name, picture in pictures.items():

@@ -38,7 +38,10 @@ def adam_for(
     """
     if copies is not None:
         return RefreshingAdam(parameters, lr=lr, betas=betas, copies=copies)
-    return Adam(parameters, lr=lr, betas=betas, fused=True, capturable=device.type == "cuda")
+    optimiser = Adam(parameters, lr=lr, betas=betas, fused=True, capturable=device.type == "cuda")
+    # The iterations that warm a capture up are eager, and torch would advise against capturable for their sake.
+    optimiser._warned_capturable_if_run_uncaptured = True
+    return optimiser
 
 
 def rate_dtype(device: torch.device) -> torch.dtype:

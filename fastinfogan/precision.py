@@ -58,7 +58,7 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
     if not amp:
         return Precision(device, torch.float32, "--amp was not given")
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if torch.cuda.get_device_properties(device).major >= 8:  # of this GPU, which need not be the current one
             return Precision(device, torch.bfloat16, "this GPU has bfloat16 tensor cores")
         return Precision(device, torch.float16, "this GPU has no bfloat16 tensor cores")
     if torch.cpu._is_amx_tile_supported():

@@ -76,6 +76,7 @@ class Trainer:
         self._readings_won = 0  # by D, one after the other
         self._rounds = [round(share * config.iterations) for share in ROUNDS]
         self._retired = False  # Q's rivals
+        self.graph: capture.Graph | None = None
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,14 +126,17 @@ class Trainer:
             part.compile(dynamic=False)
 
     def capture_in(self, graph: capture.Graph | None) -> None:
-        """Have the coming iterations captured in ``graph``; without one they run op by op."""
+        """Have the coming iterations captured in ``graph``; without one they run op by op.
+
+        What was captured is given back at once, and with it its memory.
+        """
+        if self.graph is not None:
+            self.graph.release()
         self.graph = graph
         self._run = capture.Replayed(self._iterate, self.batches.static, graph, tqdm.write)
 
     def close(self) -> None:
         """Give the captured graph back: processes do not part before every graph that NCCL takes part in is gone."""
-        if self.graph is not None:
-            self.graph.release()
         self.capture_in(None)
 
     def iteration(self, step: int) -> None:

@@ -128,6 +128,21 @@ def test_a_function_of_all_ops_traces_as_one_graph() -> None:
     torch.testing.assert_close(compiled(*arguments), everything(*arguments))
 
 
+def test_a_reference_makes_its_constants_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured iteration may run it, and what is copied from the host would refuse the capture."""
+
+    def play() -> None:
+        latents = sample_latents(SPEC, 8, seed=1, step=2, backend="reference")
+        head_loss(
+            SPEC, torch.zeros(8), recognition=torch.zeros(8, SPEC.head_dim), categories=latents.categories,
+            continuous=latents.continuous, backend="reference",
+        )  # fmt: skip
+
+    play()
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("made on the host"))
+    play()
+
+
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CUDA device with Triton for most ops and CUDA kernels for some, as far as the choice goes."""

@@ -68,8 +68,17 @@ class TestTrust:
     def test_a_disagreement_is_loud_and_switches_to_the_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(selfcheck, "check_ops", lambda _: [Check("head_loss", "triton", 3.0, 0.1)])
         warning = trust(torch.device("cuda"))
-        assert warning is not None and "head_loss (triton)" in warning and "WARNING" in warning
+        assert warning is not None and warning.startswith(
+            "WARNING: on this GPU head_loss (triton) disagrees, so all ops"
+        )
         assert os.environ[VARIABLE] == "reference"
+
+    def test_a_kernel_that_cannot_be_built_is_told_with_what_it_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        failed = Check("head_loss", "triton", 0.0, 0.1, "RuntimeError: Failed to find C compiler\nSet CC")
+        monkeypatch.setattr(selfcheck, "check_ops", lambda _: [failed])
+        warning = trust(torch.device("cuda"))
+        assert warning is not None and "could not be built or run (RuntimeError: Failed to find C compiler)" in warning
+        assert "gcc, python3-dev" in warning
 
     def test_what_agreed_is_checked_once_per_device_and_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[str] = []
@@ -90,7 +99,9 @@ class TestTrust:
         for owner in (selfcheck, torch):
             monkeypatch.setattr(owner, "__version__", "another")
             trust(torch.device("cuda"))
-        assert len(asked) == 5
+        monkeypatch.setattr(selfcheck, "_kernels", lambda: "an edited kernel")
+        trust(torch.device("cuda"))
+        assert len(asked) == 6
         assert os.environ[VARIABLE] == ""
 
     def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:

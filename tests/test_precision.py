@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,10 +31,12 @@ def test_a_cpu_gets_bfloat16_only_where_it_has_it_in_hardware(
     assert not precision.gradient_scaler().is_enabled()
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
-    assert choose_precision(GPU, amp=True).dtype == dtype
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16)])
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype) -> None:
+    """A T4 beside an H100."""
+    majors = {torch.device("cuda:0"): 7, torch.device("cuda:1"): 9}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=majors[device]))
+    assert choose_precision(torch.device(device), amp=True).dtype == dtype
 
 
 def test_without_amp_everything_is_float32() -> None:

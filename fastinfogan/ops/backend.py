@@ -117,6 +117,15 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @lru_cache
+def constant(
+    values: tuple[float, ...] | tuple[int, ...] | tuple[bool, ...], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """``values`` on ``device``, made once for good: while a stream is captured nothing may be copied from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
+@lru_cache
 def implementation(
     op: str, backend: Backend, reference: Callable[..., Any], *, native: str = "native"
 ) -> Callable[..., Any]:

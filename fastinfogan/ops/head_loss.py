@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.arguments import Kind, require
-from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
+from fastinfogan.ops.backend import Backend, below_autograd, choose, constant, first_order, implementation, register_op
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -225,7 +225,7 @@ def _reference(
     information = code_terms
     if recognition is not None:
         loss = loss + (weights * code_terms).sum()
-        information = torch.tensor(entropies, dtype=work, device=device) - code_terms
+        information = constant(tuple(entropies), work, device) - code_terms
     statistics = torch.cat([torch.stack([loss, real_term, fake_term]), code_terms, information])
     return (
         statistics,

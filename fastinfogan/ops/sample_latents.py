@@ -15,7 +15,7 @@ import torch
 
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, implementation, register_op
+from fastinfogan.ops.backend import Backend, choose, constant, implementation, register_op
 from fastinfogan.ops.philox import LATENTS, as_word64, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,11 +111,11 @@ def _reference(
 
     noise_values = _draw(words, number[:noise], torch.full((noise,), noise_normal, device=device)).to(dtype)
 
-    sizes = torch.tensor(categorical, dtype=torch.int64, device=device)
+    sizes = constant(tuple(categorical), torch.int64, device)
     categories = (words[:, noise : noise + len(categorical)] * sizes) >> 32
     one_hots = [torch.nn.functional.one_hot(categories[:, i], k).to(dtype) for i, k in enumerate(categorical)]
 
-    normal = torch.tensor(continuous_normal, dtype=torch.bool, device=device)
+    normal = constant(tuple(continuous_normal), torch.bool, device)
     continuous = _draw(words, number[noise + len(categorical) :], normal).to(dtype)
     return torch.cat([noise_values, *one_hots, continuous], dim=1), categories, continuous.float()
 

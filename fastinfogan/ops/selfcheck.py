@@ -1,16 +1,20 @@
 """Every fused op against its reference on a device: what ``doctor`` prints and what a run asks before it trusts a GPU.
 
-The kernels were proven without a GPU, so the first device that runs them is also their first real test. It takes a
-second or two, and a disagreement costs speed instead of results.
+The kernels were proven without a GPU, so the first device that runs them is also their first real test. Nearly all of
+the minute that it may take is Triton's compiler. A disagreement costs speed instead of results.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -69,29 +73,44 @@ def check_ops(device: torch.device) -> list[Check]:
 def trust(device: torch.device) -> str | None:
     """Check the fused ops the first time that they meet a kind of GPU; a sentence when they are not to be used.
 
-    On disagreement every op of this process runs its reference. What agreed is remembered per device name and
-    version in the user's cache folder; the CPU's backends are tested where the package is.
+    On disagreement every op of this process runs its reference. What agreed is remembered in the user's cache folder,
+    with the device, the versions and the kernels' own text; the CPU's backends are tested where the package is.
     """
     if device.type != "cuda":
         return None
     subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
-    subject += f", CUDA kernels for {native.cuda_architectures() or 'none'}"  # a new build is a new subject
+    subject += f", CUDA kernels for {native.cuda_architectures() or 'none'}, Triton's {_kernels()}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
     if cache.exists() and subject in cache.read_text().splitlines():
         return None
+    print("checking the fused ops on this GPU, once: up to a minute, most of it compiling", file=sys.stderr)
     wrong = [check for check in check_ops(device) if not check.agrees]
     if wrong:
         os.environ[VARIABLE] = "reference"
-        names = ", ".join(f"{check.op} ({check.backend})" for check in wrong)
+        told = [
+            f"{check.op} ({check.backend}) "
+            + (f"could not be built or run ({check.failure.splitlines()[0]})" if check.failure else "disagrees")
+            for check in wrong
+        ]
         return (
-            f"WARNING: {names} disagree with the reference on this GPU, so all ops run in plain PyTorch, slower but "
-            f"right: please report what python -m fastinfogan.doctor prints"
+            f"WARNING: on this GPU {', '.join(told)}, so all ops run in plain PyTorch, slower but right: Triton needs "
+            f"a C compiler and Python's headers (Debian: gcc, python3-dev); if they are here, please report what "
+            f"python -m fastinfogan.doctor prints"
         )
     with contextlib.suppress(OSError):  # then it is checked again next time
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cache.open("a") as file:
             file.write(subject + "\n")
     return None
+
+
+def _kernels() -> str:
+    """Triton's version and a hash of the kernels that it compiles; ``none`` without it."""
+    if "triton" not in available("cuda"):
+        return "none"
+    folder = Path(import_module("fastinfogan.kernels.elementary").__file__ or "").parent
+    text = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    return f"{version('triton')} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 Case = Callable[[Backend], Tensors]
