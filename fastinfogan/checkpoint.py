@@ -7,7 +7,6 @@ steps), so the step restores it. safetensors holds numbers only: a checkpoint fr
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.config import TrainConfig, from_json, to_json
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 from fastinfogan.networks import Discriminator, Generator, build
 
 FOLDER = "checkpoints"
@@ -77,20 +77,13 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
     """
     folder = run_dir / FOLDER
     path = folder / f"step-{step:08d}.safetensors"
-    temporary = path.with_suffix(".partial")
     metadata = {"format": _FORMAT, "step": str(step), "config": to_json(config)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         data = safetensors.torch.save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
         _sync_folder(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         last = newest(run_dir)
         kept = f"the checkpoint before it, {last}, is intact" if last else "there is no earlier checkpoint"
         raise UserError(
@@ -99,7 +92,8 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
         ) from None
     # Checkpoints of later steps are what was left behind by going back to an earlier one: this one is the newest now.
     kept_paths = [one for one in _all(run_dir) if one <= path][-keep:]
-    for one in set(_all(run_dir)).difference(kept_paths):
+    left_by_a_crash = folder.glob("*.partial")
+    for one in (*set(_all(run_dir)).difference(kept_paths), *left_by_a_crash):
         one.unlink(missing_ok=True)
     return path
 

@@ -143,6 +143,14 @@ def test_a_process_killed_during_a_save_leaves_the_previous_checkpoint(
     assert listed(run) == ["step-00000006.safetensors"]
 
 
+def test_what_a_crash_left_half_written_goes_with_the_next_save(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-00000003.safetensors.123.partial").write_bytes(b"half of it")
+    checkpoint.save(tmp_path, 4, CONFIG, {"a": torch.ones(1)}, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000004.safetensors"]
+
+
 def test_the_file_and_its_name_are_on_the_disk_before_older_ones_go(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for module, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):

@@ -47,27 +47,21 @@ def adam(
     if not isinstance(rate, torch.Tensor):
         rate = torch.tensor(rate, dtype=torch.float64, device=device)
     lists = (weights, gradients, first_moments, second_moments, copies, steps)
-    _check(*lists, rate)
+    _check(lists, rate)
     torch.ops.fastinfogan.adam(*lists, rate, *betas, eps, choose(backend, device.type, triton=False))
 
 
-def _check(
-    weights: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    first_moments: Sequence[torch.Tensor],
-    second_moments: Sequence[torch.Tensor],
-    copies: Sequence[torch.Tensor],
-    steps: Sequence[torch.Tensor],
-    rate: torch.Tensor,
-) -> None:
+def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> None:
+    """Of each weight: itself, gradient, moments, copy and steps."""
     if rate.dtype != torch.float64:
         raise UserError(
             f"adam reads its learning rate in float64, got a {rate.dtype} tensor: give a float or .double()"
         )
-    lists = (gradients, first_moments, second_moments, copies, steps)
-    if any(len(tensors) != len(weights) for tensors in lists):
-        raise UserError(f"adam has {len(weights)} weights and lists of {', '.join(str(len(one)) for one in lists)}")
-    for weight, gradient, first, second, copy, step in zip(weights, *lists, strict=True):
+    if len(set(map(len, lists))) > 1:
+        raise UserError(
+            f"adam has {len(lists[0])} weights and lists of {', '.join(str(len(one)) for one in lists[1:])}"
+        )
+    for weight, gradient, first, second, copy, step in zip(*lists, strict=True):
         if not weight.dtype == first.dtype == second.dtype == step.dtype == torch.float32:
             raise UserError(
                 f"adam expected float32 weights, moments and steps, got {weight.dtype}, {first.dtype}, "

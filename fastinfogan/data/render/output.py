@@ -30,6 +30,7 @@ from tqdm import tqdm
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
 from fastinfogan.data.render.sheet import contact_sheet
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 PART = ".part"
 STARTED, RECORD, FACTORS, SHEET = "recipe.json", "render.json", "factors.npz", "contact.png"
@@ -129,15 +130,6 @@ def _recorded(record: Path) -> Recipe:
         ) from None
 
 
-def _record(recipe: Recipe, record: Path) -> None:
-    part = record.with_suffix(".new")
-    with part.open("w") as file:
-        file.write(json.dumps(asdict(recipe)))
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the name without the content
-    part.replace(record)
-
-
 def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None:
     """Room for images, factors and the notes of what is done, unless an earlier command made it."""
     if (part / STARTED).exists():
@@ -145,7 +137,7 @@ def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None
     layout.allocate(part, recipe.count, painter.shape)
     allocate(part / "values.npy", (recipe.count, len(painter.factors)), np.float32)
     allocate(part / "done.npy", (-(-recipe.count // CHUNK),), np.uint8)
-    _record(recipe, part / STARTED)
+    write_whole(part / STARTED, json.dumps(asdict(recipe)).encode())
 
 
 def _draw(
@@ -220,7 +212,7 @@ def _finish(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> Non
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # or a power cut could leave the names without the content
-    _record(recipe, part / RECORD)
+    write_whole(part / RECORD, json.dumps(asdict(recipe)).encode())
 
 
 def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
