@@ -150,10 +150,11 @@ class ResidentBatches(_Batches):
         n = len(decoded) + len(decoded.lost)
         super().__init__(n, plan, plan.device)
         self.pixels = decoded.pixels.to(plan.device)
-        is_lost = torch.zeros(n, dtype=torch.int64).index_fill_(0, torch.tensor(decoded.lost, dtype=torch.int64), 1)
-        # Whole images before a file are as many as the row of the next whole one, itself or, past the last, the first.
-        row_of = (torch.arange(n) - is_lost.cumsum(0) + is_lost) % max(1, len(decoded))
-        self.row_of = row_of.to(plan.device) if decoded.lost else None
+        self.row_of: torch.Tensor | None = None
+        if decoded.lost:
+            is_lost = torch.zeros(n, dtype=torch.int64).index_fill_(0, torch.tensor(decoded.lost), 1)
+            # The whole images before a file are as many as the row of the next whole one, past the last the first.
+            self.row_of = ((torch.arange(n) - is_lost.cumsum(0) + is_lost) % len(decoded)).to(plan.device)
 
     def prepare(self, step: int) -> None:
         """Have the order of the epoch of ``step``."""

@@ -76,7 +76,7 @@ class Subject:
         """
         if self.config.dataset not in _WITH_SPLITS:
             return None
-        train = self._open("train")
+        train = self._train_split
         try:
             test = self._open("test")
         except UserError:
@@ -87,13 +87,17 @@ class Subject:
         return None if alike else test
 
     @cached_property
+    def _train_split(self) -> Decoded | Encoded:
+        return self._open("train")
+
+    @cached_property
     def real(self) -> tuple[Labelled, Labelled]:
         """The training and the test images.
 
         Raises:
             UserError: the data set is not where ``config.data`` says.
         """
-        whole = self._decoded(self._open("train"))
+        whole = self._decoded(self._train_split)
         if self.test_split is not None:
             return whole, self._decoded(self.test_split)
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(whole.pixels)))
