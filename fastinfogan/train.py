@@ -136,8 +136,7 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
     say = print if ranks.first else _silent
     device, tables = precision.device, config.network_tables
     rows = ranks.share(config.batch, least=1 if config.sync_batch_norm else 2)
-    if warning := selfcheck.trust(device):
-        print(warning, file=sys.stderr)
+    selfcheck.trust(device)
     say(_opening(config, ranks, precision))
     torch.backends.cudnn.benchmark = True  # shapes never change, so its trials are over after the first iteration
     saved = checkpoint.load(resumed) if resumed else None

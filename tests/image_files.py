@@ -106,11 +106,11 @@ def write_celeba(root: Path, n: int, *, zipped: bool = False) -> dict[str, bytes
     return files
 
 
-def idx_files(n: int, *, seed: int = 0) -> dict[str, bytes]:
-    """The four files of an MNIST of ``n`` random images in either split."""
+def idx_files(train: int, test: int | None = None, *, seed: int = 0) -> dict[str, bytes]:
+    """The four files of an MNIST of so many random images, as many in the test split where nothing else is asked."""
     rng = np.random.default_rng(seed)
     files = {}
-    for prefix in ("train", "t10k"):
+    for prefix, n in (("train", train), ("t10k", train if test is None else test)):
         files[f"{prefix}-images-idx3-ubyte"] = idx.encode(rng.integers(0, 256, (n, 28, 28), dtype=np.uint8))
         files[f"{prefix}-labels-idx1-ubyte"] = idx.encode(rng.integers(0, 10, n, dtype=np.uint8))
     return files

@@ -199,7 +199,7 @@ def test_files_on_the_disk_are_used_from_memory_where_nothing_can_be_written(
     def refuse(*_: object) -> None:  # root may write whatever the mode is
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(mnist, "write_whole", refuse)
     for split, prefix in (("train", "train"), ("test", "t10k")):
         opened = open_split("mnist", tmp_path, split, (1, 28, 28))
         assert opened.pixels.numpy().tobytes() == files[f"{prefix}-images-idx3-ubyte"][16:]

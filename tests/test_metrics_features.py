@@ -64,14 +64,15 @@ def test_the_training_is_a_function_of_the_seed_and_leaves_torchs_stream_alone()
 
 @pytest.fixture
 def clothes(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "fashion-mnist", idx_files(140))
+    write_folder(tmp_path / "fashion-mnist", idx_files(150, 140))
     return tmp_path
 
 
 def test_the_command_trains_stores_and_reports_the_test_accuracy(clothes: Path, command: Command) -> None:
     ended = command(features, "--dataset", "fashion-mnist", "--data", clothes, "--device", "cpu")
     path = weights_path("fashion-mnist", clothes)
-    assert ended.code == 0 and "of 140 test images right" in ended.out and str(path) in ended.out
+    assert ended.code == 0 and "on 150 images" in ended.out and "of 140 test images right" in ended.out
+    assert str(path) in ended.out
     with safetensors.safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
     accuracy = float(metadata["test_accuracy"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
 import pickle
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ import torch
 from fastinfogan.data import idx
 from fastinfogan.data.split import Decoded, Split
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -141,12 +141,7 @@ def _verified(path: Path) -> bool:
 def _store(folder: Path, files: Files) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        part = folder / f".{name}.{os.getpid()}"
-        try:
-            part.write_bytes(content)
-            part.rename(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(folder / name, content)
 
 
 def _find(folders: Sequence[Path], name: str, but_not: Path | None = None) -> Path | None:

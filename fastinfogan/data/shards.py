@@ -36,6 +36,7 @@ from fastinfogan.data.archives import read_at
 from fastinfogan.data.factors import FILE, factors_of, write_factors
 from fastinfogan.data.split import Encoded, Split
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 MANIFEST = "shards.json"
 SHARD_BYTES = 256 << 20
@@ -246,6 +247,4 @@ def _read(folder: Path) -> Manifest | None:
 
 
 def _save(folder: Path, manifest: Manifest) -> None:
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-    part.rename(folder / MANIFEST)
+    write_whole(folder / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())

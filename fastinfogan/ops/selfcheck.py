@@ -70,38 +70,39 @@ def check_ops(device: torch.device) -> list[Check]:
     ]
 
 
-def trust(device: torch.device) -> str | None:
-    """Check the fused ops the first time that they meet a kind of GPU; a sentence when they are not to be used.
+def trust(device: torch.device) -> None:
+    """Check the fused ops the first time that they meet a kind of GPU, and warn where they are not to be used.
 
     On disagreement every op of this process runs its reference. What agreed is remembered in the user's cache folder,
     with the device, the versions and the kernels' own text; the CPU's backends are tested where the package is.
     """
     if device.type != "cuda":
-        return None
+        return
     subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
     subject += f", CUDA kernels for {native.cuda_architectures() or 'none'}, Triton's {_kernels()}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
     if cache.exists() and subject in cache.read_text().splitlines():
-        return None
+        return
     print("checking the fused ops on this GPU, once: up to a minute, most of it compiling", file=sys.stderr)
     wrong = [check for check in check_ops(device) if not check.agrees]
-    if wrong:
-        os.environ[VARIABLE] = "reference"
-        told = [
-            f"{check.op} ({check.backend}) "
-            + (f"could not be built or run ({check.failure.splitlines()[0]})" if check.failure else "disagrees")
-            for check in wrong
-        ]
-        return (
-            f"WARNING: on this GPU {', '.join(told)}, so all ops run in plain PyTorch, slower but right: Triton needs "
-            f"a C compiler and Python's headers (Debian: gcc, python3-dev); if they are here, please report what "
-            f"python -m fastinfogan.doctor prints"
-        )
-    with contextlib.suppress(OSError):  # then it is checked again next time
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.open("a") as file:
-            file.write(subject + "\n")
-    return None
+    if not wrong:
+        with contextlib.suppress(OSError):  # then it is checked again next time
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with cache.open("a") as file:
+                file.write(subject + "\n")
+        return
+    os.environ[VARIABLE] = "reference"
+    told = [
+        f"{check.op} ({check.backend}) "
+        + (f"could not be built or run ({check.failure.splitlines()[0]})" if check.failure else "disagrees")
+        for check in wrong
+    ]
+    print(
+        f"WARNING: on this GPU {', '.join(told)}, so all ops run in plain PyTorch, slower but right: Triton needs a C "
+        f"compiler and Python's headers (Debian: gcc, python3-dev); if they are here, please report what python -m "
+        f"fastinfogan.doctor prints",
+        file=sys.stderr,
+    )
 
 
 def _kernels() -> str:
