@@ -1,4 +1,4 @@
-"""A run's configuration: one flat dataclass, the paper's experiments as presets of it, and how a run.json is read back.
+"""A run's configuration: one flat dataclass, the paper's experiments as presets of it, and how config.json is read.
 
 tyro turns the dataclass into flags with help and pydantic reads ``config.json`` back into it, so a field written here
 is a flag, a default, a line of the help and a key of the file at once.
@@ -53,7 +53,7 @@ class TrainConfig:
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
     learn_prior: bool = False
-    """Learn how frequent each category is, for classes of unequal frequency; needs --invariance. Off: all equally."""
+    """Learn how frequent each category is, for classes of unequal frequency; needs --invariance. Off: uniform."""
 
     categorical_weight: float = 1.0
     """Lambda of the mutual information of categorical codes."""
@@ -66,13 +66,13 @@ class TrainConfig:
     fixed_std: bool = False
     """Fix the std of Q's Gaussians at 1 instead of learning it."""
     q_share: float = 1.0
-    """Share of the categorical weight with which Q and the trunk learn; G gets all. 0: from real images alone."""
+    """Part of the categorical weight that Q and the trunk learn with; G has all of it. 0: real images alone teach Q."""
     saturating: bool = False
     """Let G minimise log(1 - D), the paper's Eq. 1, instead of -log D."""
     invariance: float = 0.0
     """Not the paper's: weight of Q's categories agreeing on a real image and its warp, all of them in equal use."""
     rivals: int = 0
-    """Not the paper's: recognition heads that learn beside Q's; five times the best one becomes Q."""
+    """Not the paper's: more recognition heads; at five points in the run the best becomes Q's. Needs --invariance."""
 
     iterations: int = 2000
     """Iterations; each updates D, Q and G once on one batch."""

@@ -7,7 +7,7 @@ which is the global one:
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m fastinfogan.train ...
 
 All machines must see the data and the run's folder under the same paths. SIGINT or SIGTERM to torchrun saves once and
-ends; ``--resume`` goes on with any number of processes that shares the batch evenly. When a process dies, the others
+ends; ``--resume`` goes on with any number of processes that divides the batch. When a process dies, the others
 end with the checkpoint to go on from; with ``torchrun --max-restarts N`` they are all started again and go on from it
 by themselves, up to N times, for which the command must say ``--run-dir`` (or ``--resume``). After the loss of a
 machine ``--nnodes 1:2`` lets those that are left go on alone.
@@ -79,7 +79,10 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
     command = tyro.cli(
         Train,
         prog="python -m fastinfogan.train",
-        description=f"Train an InfoGAN. Presets: {', '.join(PRESETS)}.",
+        description=(
+            f"Train an InfoGAN. Presets: {', '.join(PRESETS)}. With a preset or a data set before --help the defaults "
+            f"below are its own. Several processes: torchrun --nproc-per-node N -m fastinfogan.train, the same flags."
+        ),
         default=Train(Start(), base),
         args=arguments,
     )

@@ -15,7 +15,7 @@ PACKAGES = {"faces": ["moderngl"], "chairs": ["moderngl"], "celeba-like": ["pyth
 def require(renderer: str) -> None:
     """Skip the test unless ``renderer`` can draw here."""
     for package in PACKAGES.get(renderer, []):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fastinfogan[render]'")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[render]'")
     if renderer in ("faces", "chairs") and (lacking := _no_opengl()):
         pytest.skip(lacking)
 

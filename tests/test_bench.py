@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import floor, measure, memory, plots, step
+from bench.__main__ import BENCHES
 from bench.field import TABLES, field
 from bench.floor import Work
 from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, results_file, write_csv
@@ -54,6 +55,12 @@ def test_a_quick_run_writes_a_row_for_each_contestant_and_a_picture(
         assert row["cpu"] and row["commit"] and row["torch"] == torch.__version__
         assert name != "step" or float(row["peak_mib"]) > 100
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_without_a_name_all_benchmarks_are_listed(arguments: list[str]) -> None:
+    finished = subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0 and all(f"\n  {name} " in finished.stdout for name in BENCHES)
 
 
 def test_an_unknown_benchmark_is_one_sentence_with_those_there_are() -> None:

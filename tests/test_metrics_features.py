@@ -152,7 +152,7 @@ def test_the_packaged_network_takes_grey_images_as_colour() -> None:
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match=r"pip install 'fastinfogan\[metrics\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[metrics\]'"):
         feature_network("svhn", Path("absent"), CPU)
 
 

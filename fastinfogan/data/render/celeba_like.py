@@ -269,7 +269,7 @@ def _packages() -> tuple[Any, Any]:
         import resvg_py
     except ImportError as error:
         raise UserError(
-            f"drawing cartoon faces needs python-avatars and resvg-py ({error}): pip install 'fastinfogan[render]'"
+            f"drawing cartoon faces needs python-avatars and resvg-py ({error}): pip install -e '.[render]'"
         ) from None
     return python_avatars, resvg_py
 

@@ -133,7 +133,7 @@ def _context() -> Any:
     try:
         import moderngl
     except ImportError as error:
-        raise UserError(f"drawing 3D meshes needs moderngl ({error}): pip install 'fastinfogan[render]'") from None
+        raise UserError(f"drawing 3D meshes needs moderngl ({error}): pip install -e '.[render]'") from None
     settings: dict[str, Any] = {"backend": "egl"}
     try:
         return moderngl.create_context(standalone=True, **settings)
