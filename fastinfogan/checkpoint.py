@@ -98,20 +98,29 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
     return path
 
 
+def file_of(path: Path) -> Path:
+    """``path`` where it is a file, or the newest checkpoint in the run folder ``path``.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if path.is_dir():
+        file = newest(path)
+        if file is None:
+            raise UserError(f"there is no checkpoint in {path / FOLDER}: give the folder of a run that saved one")
+        return file
+    if not path.exists():
+        raise UserError(f"there is no run or checkpoint at {path}: give the folder of a run, for example runs/mnist-1")
+    return path
+
+
 def load(path: Path) -> Checkpoint:
     """The checkpoint in the file ``path``, or the newest in the run folder ``path``.
 
     Raises:
         UserError: nothing there, or a file that is truncated or no checkpoint of ours.
     """
-    file: Path | None = path
-    if path.is_dir():
-        file = newest(path)
-        if file is None:
-            raise UserError(f"there is no checkpoint in {path / FOLDER}: give the folder of a run that saved one")
-    elif not path.exists():
-        raise UserError(f"there is no run or checkpoint at {path}: give the folder of a run, for example runs/mnist-1")
-    assert file is not None
+    file = file_of(path)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

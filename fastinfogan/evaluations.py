@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastinfogan.metrics.evaluation import Evaluation
 
 Say = Callable[[str], None]
+_FAILURES = (UserError, OSError, RuntimeError, MemoryError)  # torch's want of memory is a RuntimeError
 
 
 class Evaluations:
@@ -44,7 +45,11 @@ class Evaluations:
 
         self.finish(say)
         device = next(generator.parameters()).device
-        networks = copy.deepcopy((generator, discriminator))
+        try:
+            networks = copy.deepcopy((generator, discriminator))
+        except _FAILURES as error:
+            _tell(say, step, error)
+            return
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
         def work() -> Evaluation:
@@ -65,9 +70,8 @@ class Evaluations:
         (step, done), self._running = self._running, None
         try:
             found = done.result()
-        except (UserError, OSError, RuntimeError) as error:  # torch's want of memory is a RuntimeError
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"step {step} could not be evaluated, training goes on: {reason}")
+        except _FAILURES as error:
+            _tell(say, step, error)
             return
         values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
         for name, clustering in found.clusterings.items():
@@ -79,3 +83,8 @@ class Evaluations:
         if self._running is not None:
             self._running[1].exception()
         self.log_finished(say)
+
+
+def _tell(say: Say, step: int, error: BaseException) -> None:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    say(f"step {step} could not be evaluated, training goes on: {reason}")

@@ -2,7 +2,8 @@
 
 The folder is made, and found writable, before any work starts. A run that was cut off may have logged past its last
 checkpoint; on resume those lines are dropped, so that metrics.jsonl reads as if the run had never stopped. A lock on
-the file ``lock`` keeps a second process out for as long as one writes.
+the file ``lock`` keeps a second process out for as long as one writes, and a process that chose its checkpoint before
+it got the lock goes on only if that is still the newest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import datetime
 import fcntl
 import json
 import math
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -49,10 +51,23 @@ def _made(folder: Path) -> bool:
 
 
 class RunDirectory:
-    """The open folder of a run that starts at ``step`` (0: a new one); of several processes one writes it."""
+    """The open folder of a run that starts at ``step`` (0: a new one); of several processes one writes it.
 
-    def __init__(self, path: Path, config: TrainConfig, step: int, *, writes: bool = True) -> None:
-        """Raises UserError: not writable, another process at it, or a new run where one has saved checkpoints."""
+    newest: the checkpoint that was the newest when the run chose to go on from it; None where one was named.
+    wait: seconds to wait for another process that writes here.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: TrainConfig,
+        step: int,
+        *,
+        newest: Path | None = None,
+        writes: bool = True,
+        wait: float = 0,
+    ) -> None:
+        """Raises UserError: not writable, another process at it or there before, or a new run where one has saved."""
         self.path = path
         self.figures = path / "figures"
         self._metrics = path / "metrics.jsonl"
@@ -64,7 +79,9 @@ class RunDirectory:
             raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
         try:
             self.figures.mkdir(parents=True, exist_ok=True)
-            self._keep_others_out()
+            self._keep_others_out(wait)
+            if newest is not None and (now := checkpoint.newest(path)) != newest:
+                raise UserError(f"{path} went from {newest.name} to {now and now.name} meanwhile: resume it once more")
             write_whole(path / "config.json", to_json(config).encode())
             self._forget_after(step)
         except OSError as error:
@@ -75,17 +92,23 @@ class RunDirectory:
             ) from None
         self._events = SummaryWriter(str(path), purge_step=step + 1)
 
-    def _keep_others_out(self) -> None:
+    def _keep_others_out(self, wait: float) -> None:
         self._lock = (self.path / "lock").open("w")
-        try:
-            # Not flock: a child forked meanwhile would share it, and hold it after this process has died.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of them is up to the system
-            raise UserError(
-                f"another process is writing the run in {self.path}: wait for it, stop it, or choose another --run-dir"
-            ) from None
-        except OSError:
-            pass  # some network file systems have no locks, and runs do without there
+        until = time.monotonic() + wait
+        while True:
+            try:
+                # Not flock: a child forked meanwhile would share it, and hold it after this process has died.
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):  # which of them is up to the system
+                if time.monotonic() >= until:
+                    raise UserError(
+                        f"another process is writing the run in {self.path}: wait for it, stop it, or choose another "
+                        f"--run-dir"
+                    ) from None
+                time.sleep(1)
+            except OSError:
+                return  # some network file systems have no locks, and runs do without there
 
     def _forget_after(self, step: int) -> None:
         """Drop later lines of metrics.jsonl, and what a crash has left half-written or full of NULs."""

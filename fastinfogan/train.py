@@ -39,6 +39,8 @@ from fastinfogan.precision import Precision, choose_precision
 from fastinfogan.run_directory import RunDirectory
 from fastinfogan.trainer import Stopped, Trainer
 
+LEASE_SECONDS = 120  # after which a network file system gives up the lock of a machine that is gone
+
 
 @dataclass(frozen=True)
 class Start:
@@ -71,7 +73,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
         raise UserError(f"--{' and --'.join(given)} each say where to start from: give one of them")
     saved = checkpoint.load(start.resume) if start.resume else None
     if saved:
-        base = saved.config
+        base = dataclasses.replace(saved.config, run_dir=None)
     elif start.config:
         base = dataclasses.replace(read_config(start.config), run_dir=None)
     else:
@@ -87,13 +89,15 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
         args=arguments,
     )
     command.train.check()
+    if not saved:
+        return command.train, None
     folder = command.train.run_dir
-    if saved and folder not in (None, base.run_dir) and folder.absolute() != saved.run_dir.absolute():
+    if folder and folder.resolve() != saved.run_dir.resolve():
         raise UserError(
             f"--resume goes on in the run's own folder {saved.run_dir}, not in --run-dir {folder}: leave --run-dir "
             f"out, or copy the checkpoint into {folder} and resume from there"
         )
-    return command.train, start.resume
+    return dataclasses.replace(command.train, run_dir=saved.config.run_dir), start.resume
 
 
 def _peek(arguments: list[str]) -> tuple[Start, str | None]:
@@ -142,7 +146,9 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
     selfcheck.trust(device)
     say(_opening(config, ranks, precision))
     torch.backends.cudnn.benchmark = True  # shapes never change, so its trials are over after the first iteration
-    saved = checkpoint.load(resumed) if resumed else None
+    # Decided once: on a shared disk a machine may not see yet what another one has written.
+    source = ranks.from_first(checkpoint.file_of(resumed) if resumed and ranks.first else None)
+    saved = checkpoint.load(source) if source else None
     if saved:
         _require_resumable(saved, config)
 
@@ -155,7 +161,10 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         # Each process that asks for a new folder gets one of its own.
         new = run_directory.new_folder(config) if ranks.first and not saved else Path()
         folder = ranks.from_first(saved.run_dir if saved else new)
-        run = RunDirectory(folder, config, saved.step if saved else 0, writes=ranks.first)
+        run = RunDirectory(
+            folder, config, saved.step if saved else 0, newest=source if source != resumed else None,
+            writes=ranks.first, wait=LEASE_SECONDS if distributed.restarts() else 0,
+        )  # fmt: skip
         cleanup.callback(run.close)
         plan = data.BatchPlan(
             rows, config.seed, *tables.image_range, config.flip, device, rank=ranks.rank, world=ranks.world

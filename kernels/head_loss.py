@@ -302,9 +302,11 @@ def _arrival_counter(device: torch.device) -> torch.Tensor:
     allocate one in the graph's own memory.
     """
     if device not in _arrivals:
-        _arrivals[device] = torch.zeros(_COUNTERS, dtype=torch.int32, device=device), {}
+        zeros = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # once: launches on other streams must find zeros too
+            # Once: launches on other streams must find zeros too. It raises within a capture, and nothing is kept then.
+            torch.cuda.current_stream(device).synchronize()
+        _arrivals[device] = zeros, {}
     counters, slots = _arrivals[device]
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return counters[slots.setdefault(stream, len(slots)) % _COUNTERS]

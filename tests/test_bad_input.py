@@ -17,7 +17,7 @@ import torch
 from conftest import Command, Outcome
 
 from fastinfogan import checkpoint, evaluate, generate, train
-from fastinfogan.config import TrainConfig, to_json
+from fastinfogan.config import TrainConfig, read_config, to_json
 from fastinfogan.data import mnist
 from fastinfogan.errors import UserError
 from fastinfogan.ops import sample_latents
@@ -172,7 +172,19 @@ def test_resume_goes_on_in_the_run_s_own_folder(copied: Path, tmp_path: Path, co
     ended = command(train, "--resume", copied, "--iterations", "8", "--run-dir", tmp_path / "other")
     assert_told(ended, f"--resume goes on in the run's own folder {copied}", "leave --run-dir out")
     assert not (tmp_path / "other").exists()
-    assert command(train, "--resume", copied, "--iterations", "8", "--run-dir", copied).code == 0
+    (tmp_path / "link").symlink_to(copied)
+    assert command(train, "--resume", copied, "--iterations", "8", "--run-dir", tmp_path / "link").code == 0
+
+
+def test_resume_of_a_run_that_was_moved_goes_on_where_it_lies_now(
+    copied: Path, tmp_path: Path, command: Command
+) -> None:
+    recorded = read_config(copied).run_dir
+    assert recorded is not None and recorded != copied
+    ended = command(train, "--resume", copied, "--iterations", "8", "--run-dir", recorded)
+    assert_told(ended, f"--resume goes on in the run's own folder {copied}", "leave --run-dir out")
+    assert command(train, "--resume", copied, "--iterations", "8").code == 0
+    assert read_config(copied).run_dir == recorded
 
 
 def test_resume_of_a_finished_run_asks_for_more_iterations(copied: Path, command: Command) -> None:

@@ -164,6 +164,15 @@ def test_a_run_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path, monk
         assert called == ([expected] if expected else [])
 
 
+def test_a_run_of_which_nobody_knows_the_machine_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "run_module", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(checkpoint, "newest", lambda run: run / "4")
+    with pytest.raises(UserError, match=r"has no machine\.json .*: delete the run, and start again"):
+        trained(TrainConfig(iterations=8), tmp_path, MACHINE)
+
+
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(

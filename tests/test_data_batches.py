@@ -84,6 +84,7 @@ def test_a_stream_gives_what_the_resident_set_gives(whole: Encoded) -> None:
     for step in range(resident.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
     resident.close()
+    streamed.close()
 
 
 @pytest.mark.parametrize("damaged", [[0], [7, 8], [N - 2, N - 1], [0, 3, 4, N - 1]])
@@ -99,7 +100,7 @@ def test_a_stream_gives_what_the_resident_set_gives_where_files_are_damaged(tmp_
     assert len(resident.pixels) == N - len(damaged)
     for step in range(resident.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
-    streamed.close()
+    resident.close()
     streamed.close()
 
 

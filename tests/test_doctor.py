@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ class TestTrust:
         trust(torch.device("cuda"))
         assert len(asked) == 6
         assert os.environ[VARIABLE] == "" and "WARNING" not in capsys.readouterr().err
+
+    def test_a_triton_that_cannot_be_imported_is_a_warning_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        failed = Check("head_loss", "triton", 0.0, 0.1, "ImportError: broken")
+        monkeypatch.setattr(selfcheck, "check_ops", lambda _: [failed])
+        monkeypatch.setattr(selfcheck, "available", lambda _: ["triton", "reference"])
+        monkeypatch.setitem(sys.modules, "triton", None)
+        trust(torch.device("cuda"))
+        assert "WARNING: on this GPU head_loss (triton) could not be built" in capsys.readouterr().err
 
     def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(selfcheck, "check_ops", lambda _: pytest.fail("checked"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -58,8 +60,10 @@ def test_evaluations_change_nothing_in_the_run(
         assert torch.equal(tensor, states[1][name]), name
 
 
-@pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("owner", [evaluation, copy], ids=["evaluate", "copy of the networks"])
+@pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError, MemoryError])
 def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
+    owner: ModuleType,
     error: type[Exception],
     tmp_path: Path,
     tiny_config: MakeConfig,
@@ -69,9 +73,9 @@ def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
     def refused(*_: object) -> None:
         raise error("the test images are gone")
 
-    monkeypatch.setattr(evaluation, "evaluate", refused)
     said: list[str] = []
     made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
+    monkeypatch.setattr(owner, "evaluate" if owner is evaluation else "deepcopy", refused)
     assert made.train(said.append).step == 4
     told = [line for line in said if "could not be evaluated" in line]
     assert told == [

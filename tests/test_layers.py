@@ -410,6 +410,11 @@ def adam_arguments() -> dict[str, Any]:
         ({"copies": [torch.empty(5, dtype=torch.bfloat16)]}, "a copy of 5"),
         ({"gradients": [torch.ones(4, 3).t()]}, r"a gradient of strides \(1, 3\)"),
         ({"first_moments": [torch.zeros(4, 3).t()]}, r"moments of strides \(1, 3\) and \(4, 1\)"),
+        ({"copies": [torch.zeros(4, 3).bfloat16().t()]}, r"a copy of strides \(1, 3\) do not lie as"),
+        (
+            {name: [torch.zeros(3, 8)[:, ::2]] for name in ("weights", "gradients", "first_moments", "second_moments")},
+            r"a weight of strides \(8, 2\) has gaps",
+        ),
     ],
 )
 def test_adam_names_what_it_cannot_walk_through(wrong: dict[str, Any], message: str) -> None:

@@ -17,6 +17,8 @@ from test_metrics_traversal import rendered
 
 from fastinfogan import data, evaluate
 from fastinfogan.config import TrainConfig
+from fastinfogan.data.files import open_folder
+from fastinfogan.data.shards import write_shards
 from fastinfogan.data.split import Decoded, Factors
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation, subject, traversal
@@ -229,23 +231,27 @@ def test_a_folder_is_judged_on_its_own_test_split_where_it_has_one(
     assert (judged.test_split is not None) is names[0].startswith("train/")
 
 
+@pytest.mark.parametrize("beside", [True, False])
 def test_a_folder_whose_training_split_alone_is_there_as_shards_has_no_test_split(
-    tmp_path: Path, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig], beside: bool
 ) -> None:
-    def only_train(dataset: str, root: Path, split: str, *_: object, **__: object) -> Decoded:
-        if split == "test":
-            raise UserError("there is no image")
-        return Decoded("folder", torch.zeros(10, 32, 32, 3, dtype=torch.uint8))
+    write_folder(tmp_path, {f"{name}.jpg": photograph(i, 32, 32) for i, name in enumerate("abcdefghij")})
+    write_shards(open_folder(tmp_path, "train"), tmp_path, "train", progress=False)
+    if not beside:
+        for path in tmp_path.glob("*.jpg"):
+            path.unlink()
+    config = tiny_config(dataset="folder", data=tmp_path, tables="celeba")
+    assert Subject(config, *build(config.network_tables, config.spec, seed=0)).test_split is None
 
-    monkeypatch.setattr(subject.data, "open_split", only_train)
-    for dataset, fails in (("folder", False), ("celeba", True)):
-        config = tiny_config(dataset=dataset, data=tmp_path, tables="celeba")
-        judged = Subject(config, *build(config.network_tables, config.spec, seed=0))
-        if fails:
-            with pytest.raises(UserError, match="there is no image"):
-                _ = judged.test_split
-        else:
-            assert judged.test_split is None
+
+def test_a_damaged_test_split_is_told(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> None:
+    write_folder(tmp_path, {f"{part}/{i}.jpg": photograph(i, 32, 32) for part in ("train", "test") for i in range(9)})
+    for split in ("train", "test"):
+        folder = write_shards(open_folder(tmp_path, split), tmp_path, split, progress=False)
+    (folder / "shards.json").write_text("{")
+    config = tiny_config(dataset="folder", data=tmp_path, tables="celeba")
+    with pytest.raises(UserError, match=r"shards\.json is damaged"):
+        _ = Subject(config, *build(config.network_tables, config.spec, seed=0)).test_split
 
 
 def test_a_sample_of_a_part_keeps_labels_and_factors_with_their_images() -> None:

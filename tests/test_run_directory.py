@@ -9,11 +9,13 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.run_directory import RunDirectory
@@ -97,6 +99,30 @@ def test_a_run_that_another_process_writes_is_left_alone_until_that_one_is_gone(
     other.wait()
     RunDirectory(tmp_path, tiny_config(), step).close()
     assert (tmp_path / "config.json").exists()
+
+
+def test_after_a_restart_the_lock_of_a_machine_that_is_gone_is_waited_for(
+    tmp_path: Path, tiny_config: MakeConfig, other: subprocess.Popen[str]
+) -> None:
+    threading.Timer(0.5, other.kill).start()
+    RunDirectory(tmp_path, tiny_config(), 4, wait=60).close()
+    assert other.wait() != 0
+
+
+def test_a_checkpoint_that_another_process_saved_before_it_ended_is_not_gone_back_behind(
+    logged: Path, tiny_config: MakeConfig
+) -> None:
+    folder = logged / checkpoint.FOLDER
+    folder.mkdir()
+    chosen, later = folder / "step-00000020.safetensors", folder / "step-00000040.safetensors"
+    chosen.touch()
+    RunDirectory(logged, tiny_config(), 40, newest=chosen).close()
+    later.touch()
+    with pytest.raises(UserError, match=f"went from {chosen.name} to {later.name} meanwhile: resume it once more"):
+        RunDirectory(logged, tiny_config(), 20, newest=chosen)
+    assert later.exists() and steps(logged)[-1] == 40
+    RunDirectory(logged, tiny_config(), 20).close()  # of a checkpoint that was named
+    assert steps(logged)[-1] == 20
 
 
 def test_an_open_run_keeps_other_processes_out_until_it_is_closed(tmp_path: Path, tiny_config: MakeConfig) -> None:

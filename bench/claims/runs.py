@@ -59,10 +59,12 @@ def trained(config: TrainConfig, folder: Path, machine: Mapping[str, str]) -> Pa
     """The folder of the run of ``config`` below ``folder``, complete; it keeps the ``machine`` that started it.
 
     Raises:
-        UserError: the training command failed.
+        UserError: the training command failed, or a run is there that does not say which machine trained it.
     """
     run = home(config, folder)
     newest = checkpoint.newest(run)
+    if newest is not None and not (run / MACHINE).exists():
+        raise UserError(f"{run} has no {MACHINE} to tell which machine trained it: delete the run, and start again")
     if newest is not None and checkpoint.load(newest).step >= config.iterations:
         return run
     if newest is None:

@@ -110,6 +110,11 @@ def write_shards(
     return folder
 
 
+def are_there(dataset: str, root: Path, split: Split) -> bool:
+    """Whether ``root`` has shards of ``split``, whole or not."""
+    return (_folder(root, dataset, split) / MANIFEST).is_file()
+
+
 def open_shards(dataset: str, root: Path, split: Split) -> Encoded | None:
     """The shards of ``split`` of ``dataset`` below ``root``, None where there are none.
 

@@ -17,9 +17,9 @@ import torch
 from fastinfogan import data
 from fastinfogan.codes import LatentSpec
 from fastinfogan.config import TrainConfig
+from fastinfogan.data import shards
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.split import Decoded, Encoded, Factors, Split
-from fastinfogan.errors import UserError
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.images import image_batches
 from fastinfogan.networks import Discriminator, Generator
@@ -74,15 +74,12 @@ class Subject:
         Raises:
             UserError: the data set is not where ``config.data`` says.
         """
-        if self.config.dataset not in _WITH_SPLITS:
+        name, root = self.config.dataset, self.config.data
+        if name not in _WITH_SPLITS:
             return None
-        train = self._train_split
-        try:
-            test = self._open("test")
-        except UserError:
-            if self.config.dataset == "folder":
-                return None  # shards of the training split alone
-            raise
+        if name == "folder" and shards.are_there(name, root, "train") != shards.are_there(name, root, "test"):
+            return None  # files beside shards are those that the shards were written from
+        train, test = self._train_split, self._open("test")
         alike = isinstance(train, Encoded) and isinstance(test, Encoded) and train.fingerprint == test.fingerprint
         return None if alike else test
 

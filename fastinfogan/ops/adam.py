@@ -72,16 +72,20 @@ def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> Non
                 f"adam expected {weight.numel()} elements as in the weight, got a gradient of "
                 f"{gradient.numel()} and a copy of {copy.numel()}"
             )
-        if not (first.stride() == second.stride() == weight.stride() and _lies_as(gradient, weight)):
+        if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+            raise UserError(f"adam walks through memory: a weight of strides {weight.stride()} has gaps, use .clone()")
+        alike = first.stride() == second.stride() == weight.stride() and _lies_as(gradient, weight)
+        if not alike or (copy.numel() and not _lies_as(copy, weight)):
             raise UserError(
-                f"adam walks through memory: a gradient of strides {gradient.stride()} and moments of strides "
-                f"{first.stride()} and {second.stride()} do not lie as their weight of strides {weight.stride()} does"
+                f"adam walks through memory: a gradient of strides {gradient.stride()}, moments of strides "
+                f"{first.stride()} and {second.stride()} and a copy of strides {copy.stride()} do not lie as their "
+                f"weight of strides {weight.stride()} does"
             )
 
 
-def _lies_as(gradient: torch.Tensor, weight: torch.Tensor) -> bool:
+def _lies_as(other: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether both have their elements in one order; a matrix in its own order is taken for the weight's."""
-    return gradient.stride() == weight.stride() if gradient.shape == weight.shape else gradient.is_contiguous()
+    return other.stride() == weight.stride() if other.shape == weight.shape else other.is_contiguous()
 
 
 def _reference(

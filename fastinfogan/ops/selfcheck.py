@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -106,12 +105,17 @@ def trust(device: torch.device) -> None:
 
 
 def _kernels() -> str:
-    """Triton's version and a hash of the kernels that it compiles; ``none`` without it."""
+    """Triton's version and a hash of the kernels that it compiles; what it lacks where it cannot be used."""
     if "triton" not in available("cuda"):
         return "none"
-    folder = Path(import_module("fastinfogan.kernels.elementary").__file__ or "").parent
+    try:
+        import triton
+
+        folder = Path(import_module("fastinfogan.kernels.elementary").__file__ or "").parent
+    except Exception as error:  # the check finds the same, and tells it
+        return type(error).__name__
     text = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
-    return f"{version('triton')} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{triton.__version__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 Case = Callable[[Backend], Tensors]
