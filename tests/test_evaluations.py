@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation
 from fastinfogan.metrics.evaluation import evaluate
+from fastinfogan.networks import Generator
 from fastinfogan.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -60,10 +59,11 @@ def test_evaluations_change_nothing_in_the_run(
         assert torch.equal(tensor, states[1][name]), name
 
 
-@pytest.mark.parametrize("owner", [evaluation, copy], ids=["evaluate", "copy of the networks"])
+@pytest.mark.parametrize(("owner", "step"), [(evaluation, "evaluate"), (Generator, "__deepcopy__")])
 @pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError, MemoryError])
 def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
-    owner: ModuleType,
+    owner: object,
+    step: str,
     error: type[Exception],
     tmp_path: Path,
     tiny_config: MakeConfig,
@@ -75,7 +75,7 @@ def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
 
     said: list[str] = []
     made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
-    monkeypatch.setattr(owner, "evaluate" if owner is evaluation else "deepcopy", refused)
+    monkeypatch.setattr(owner, step, refused, raising=False)
     assert made.train(said.append).step == 4
     told = [line for line in said if "could not be evaluated" in line]
     assert told == [
