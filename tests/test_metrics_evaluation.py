@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Outcome
-from image_files import idx_files, photograph, write_folder
+from image_files import idx_files, photograph, write_folder, write_svhn
 from test_metrics_traversal import rendered
 
 from fastinfogan import data, evaluate
 from fastinfogan.config import TrainConfig
+from fastinfogan.data.factors import write_factors
 from fastinfogan.data.files import open_folder
 from fastinfogan.data.shards import write_shards
 from fastinfogan.data.split import Decoded, Factors
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation, subject, traversal
-from fastinfogan.metrics.evaluation import ALL, QUICK, Evaluation
+from fastinfogan.metrics.evaluation import ALL, QUICK, Evaluation, lacking
 from fastinfogan.metrics.features import FeatureNetwork
 from fastinfogan.metrics.sample_quality import count_name, sample_quality
 from fastinfogan.metrics.subject import Labelled, Subject
@@ -252,6 +253,22 @@ def test_a_damaged_test_split_is_told(tmp_path: Path, tiny_config: Callable[...,
     config = tiny_config(dataset="folder", data=tmp_path, tables="celeba")
     with pytest.raises(UserError, match=r"shards\.json is damaged"):
         _ = Subject(config, *build(config.network_tables, config.spec, seed=0)).test_split
+
+
+def test_house_numbers_with_factors_beside_them_are_judged_by_these(
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    for split, n in (("train", 12), ("test", 6)):
+        write_svhn(tmp_path, n, split)
+    config = tiny_config(dataset="svhn", data=tmp_path, tables="svhn")
+
+    def lacks() -> str | None:
+        return lacking(Subject(config, *build(config.network_tables, config.spec, seed=0)), "traversal")
+
+    assert lacks() == "svhn comes without true factors"
+    light = Factors(("light",), ("continuous",), torch.arange(18.0)[:, None], (0.0,), (17.0,))
+    write_factors(tmp_path / "svhn" / "factors.npz", light)
+    assert lacks() is None
 
 
 def test_a_sample_of_a_part_keeps_labels_and_factors_with_their_images() -> None:

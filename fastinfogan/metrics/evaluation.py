@@ -168,7 +168,7 @@ def lacking(subject: Subject, group: Group) -> str | None:
     if group in ("strokes", "traversal") and not spec.continuous:
         return "the run has no continuous code"
     if group in ("disentanglement", "traversal"):
-        factors = subject.real[0].factors if config.dataset not in data.FIXED else None
+        factors = subject.real[0].factors
         least = 2 if group == "disentanglement" else 1
         if factors is None or len(varying(factors)) < least:
             return f"{config.dataset} comes without true factors"
