@@ -23,6 +23,7 @@ from fastinfogan.networks import Discriminator, Generator, build
 
 FOLDER = "checkpoints"
 _FORMAT = "fastinfogan-1"
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of each weight
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,19 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(file, step, config, tensors)
 
 
+def require_networks(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    """Raise a UserError unless ``checkpoint`` has the networks of ``config``; no memory is taken for these yet."""
+    config.check()
+    with torch.device("meta"):
+        networks = build(config.network_tables, config.spec, seed=0)
+    for name, module in zip(("generator", "discriminator"), networks, strict=True):
+        checkpoint.require(name, module)
+
+
 def load_networks(path: Path, device: torch.device) -> tuple[Checkpoint, LatentSpec, Generator, Discriminator]:
     """A run's checkpoint and its networks on ``device``, in eval mode."""
     checkpoint = load(path)
+    require_networks(checkpoint, checkpoint.config)
     spec = checkpoint.config.spec
     generator, discriminator = build(checkpoint.config.network_tables, spec, seed=checkpoint.config.seed)
     checkpoint.restore("generator", generator)
@@ -152,18 +163,31 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of :func:`optimiser_tensors`; learning rates stay as they are configured."""
+    """The inverse of :func:`optimiser_tensors`; learning rates stay as they are configured.
+
+    Raises:
+        UserError: ``tensors`` are not Adam's, or of other weights.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        if int(index) >= len(parameters):
+        if index.isdecimal() and int(index) >= len(parameters):
             continue  # a switch of the objective has moved this parameter to the other optimiser
-        parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
+        parameter = parameters[int(index)] if index.isdecimal() else None
+        wanted = () if key == "step" else parameter.shape if parameter is not None else None
+        if key not in _ADAM or parameter is None or tensor.shape != wanted or tensor.dtype != torch.float32:
+            raise UserError(
+                f"the optimiser's {name} in the checkpoint is {tensor.dtype} {tuple(tensor.shape)}, which is not what "
+                f"Adam keeps of its weight: resume from another one"
+            )
+        if key != "step":
             # The fused step walks through memory: a moment in another layout than its weight is another weight's.
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
+    for number, kept in state.items():
+        if kept.keys() != _ADAM:
+            raise UserError(f"the checkpoint has {', '.join(kept)} of weight {number} alone: resume from another one")
     rates = [group["lr"] for group in optimiser.param_groups]
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     for group, rate in zip(optimiser.param_groups, rates, strict=True):

@@ -121,6 +121,16 @@ class Ranks:
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def take_from_first(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite ``tensors``, which lie on the device, with those of the first process.
+
+        Weights are drawn by torch, whose normal numbers may differ in a last bit between kinds of processors.
+        """
+        if self.world > 1:
+            for tensor in tensors:
+                with _collective():
+                    dist.broadcast(tensor, 0)
+
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first process of each machine goes first, and the others then find done what it did: a download, say."""

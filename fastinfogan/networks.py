@@ -17,6 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
+from fastinfogan.ops.philox import seed32
 from fastinfogan.prior import LearnedPrior
 
 Activation = Literal["lrelu", "relu", "sigmoid", "tanh", "none"]
@@ -323,7 +324,7 @@ class Discriminator(nn.Module):
 def build(tables: Tables, spec: LatentSpec, *, seed: int) -> tuple[Generator, Discriminator]:
     """Both networks with weights drawn from ``seed``, the same for every device and thread count."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed32(seed))
         return Generator(tables, spec), Discriminator(tables, spec)
 
 

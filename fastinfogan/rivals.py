@@ -19,6 +19,7 @@ from torch import nn
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.distributed import Average
 from fastinfogan.networks import Block, Discriminator
+from fastinfogan.ops.philox import seed32
 
 # Of the iterations, after which the best head is Q's; but for the last, variants of it take the worse ones' places.
 ROUNDS = (0.15, 0.25, 0.35, 0.45, 0.55)
@@ -108,7 +109,7 @@ class Rivalry:
         """
         standing: list[float] = self.discriminator.standing.tolist()
         worst_first = sorted(range(1, len(self.heads)), key=lambda index: -standing[index])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed32(seed))
         for number, index in enumerate(worst_first[: len(self.heads) // 2]):
             for own, taken in zip(self._state(index), self._state(0), strict=True):
                 own.copy_(taken)

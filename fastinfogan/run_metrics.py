@@ -59,6 +59,8 @@ class Metrics:
         return {"sums": self.sums, "count": self.count}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        if tensors["sums"].shape == self.sums.shape:  # else another objective is resumed: its means start here
-            self.sums.copy_(tensors["sums"])
-            self.count.copy_(tensors["count"])
+        own = self.state()
+        # Else another objective is resumed: its means start here.
+        if all(name in tensors and tensors[name].shape == kept.shape for name, kept in own.items()):
+            for name, kept in own.items():
+                kept.copy_(tensors[name])

@@ -33,7 +33,6 @@ from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
 from fastinfogan.distributed import Ranks
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
-from fastinfogan.networks import build
 from fastinfogan.ops import selfcheck
 from fastinfogan.precision import Precision, choose_precision
 from fastinfogan.run_directory import RunDirectory
@@ -211,9 +210,7 @@ def _require_resumable(saved: Checkpoint, config: TrainConfig) -> None:
     """Raise a UserError where ``saved`` cannot go on as ``config``, before the run's config.json is written anew."""
     if saved.step >= config.iterations:
         raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
-    networks = build(config.network_tables, config.spec, seed=0)
-    for name, module in zip(("generator", "discriminator"), networks, strict=True):
-        saved.require(name, module)
+    checkpoint.require_networks(saved, config)
 
 
 def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:

@@ -81,6 +81,7 @@ class Trainer:
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ranks.take_from_first([*self.generator.state_dict().values(), *self.discriminator.state_dict().values()])
         if ranks.world > 1 and config.sync_batch_norm:
             synchronise_norms(self.generator)
             synchronise_norms(self.discriminator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -272,6 +273,38 @@ def test_optimisers_come_back_bitwise_in_any_memory_layout(tmp_path: Path) -> No
     for optimiser, own in ((adam, weights), (twin, copies)):
         step(own, optimiser, 3.0)
     assert all(torch.equal(one, other) for one, other in zip(weights, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"0.exp_avg": torch.zeros(1)}, r"optimiser's 0\.exp_avg in the checkpoint is torch.float32 \(1,\)"),
+        ({"0.exp_avg_sq": torch.zeros(3, dtype=torch.float64)}, r"0\.exp_avg_sq in the checkpoint is torch.float64"),
+        ({"0.step": torch.zeros(0)}, r"0\.step in the checkpoint is torch.float32 \(0,\)"),
+        ({"x.exp_avg": torch.zeros(3)}, r"x\.exp_avg in the checkpoint"),
+        ({"0.max_exp_avg_sq": torch.zeros(3)}, r"0\.max_exp_avg_sq in the checkpoint"),
+        ({"0.step": None}, "the checkpoint has exp_avg, exp_avg_sq of weight 0 alone"),
+    ],
+)
+def test_moments_that_are_not_of_their_weight_are_refused(damage: dict[str, Any], message: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    first, second = (torch.optim.Adam([weight], fused=True) for _ in range(2))
+    weight.sum().backward()
+    first.step()
+    kept = {name: t for name, t in (checkpoint.optimiser_tensors(first) | damage).items() if t is not None}
+    with pytest.raises(UserError, match=message):
+        checkpoint.restore_optimiser(second, dict(sorted(kept.items())))
+
+
+@pytest.mark.parametrize("claimed", [{"noise": 10**12}, {"noise": -1}, {"codes": ("cat:1000000000",)}])
+def test_a_header_that_claims_huge_networks_takes_no_memory(tmp_path: Path, claimed: dict[str, Any]) -> None:
+    checkpoint.save(tmp_path, 1, CONFIG, tensors(), keep=1)
+    path = checkpoint.newest(tmp_path)
+    assert path is not None
+    header = {"format": "fastinfogan-1", "step": "1", "config": json.dumps(json.loads(to_json(CONFIG)) | claimed)}
+    safetensors.torch.save_file(tensors(), path, header)
+    with pytest.raises(UserError):
+        checkpoint.load_networks(tmp_path, CPU)
 
 
 def test_learning_rates_stay_as_they_are_configured() -> None:

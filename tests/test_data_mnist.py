@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -90,6 +91,19 @@ def test_a_damaged_file_is_named_and_fetched_again(
     assert f"{tmp_path}/mnist/{IMAGES} is damaged" in said
     assert "1 files from idx files on this disk" in said
     assert stored(tmp_path) == files
+
+
+def test_a_gzip_that_unzips_to_more_than_any_idx_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idx, "LIMIT", 1000)
+    for size, fits in ((1000, True), (1001, False)):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(size)))
+        if fits:
+            assert idx.unzipped(tmp_path / "a.gz") == bytes(size)
+        else:
+            with pytest.raises(UserError, match=r"a\.gz unzips to more than 1,000 bytes"):
+                idx.unzipped(tmp_path / "a.gz")
 
 
 def test_when_all_sources_fail_each_is_named_with_its_reason(tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -405,6 +405,8 @@ def adam_arguments() -> dict[str, Any]:
         ({"learning_rate": torch.tensor(1e-3)}, "learning rate in float64, got a torch.float32 tensor"),
         ({"weights": [torch.zeros(3, 4, dtype=torch.float64)]}, "expected float32 weights"),
         ({"steps": [torch.zeros((), dtype=torch.int64)]}, "expected float32 weights, moments and steps"),
+        ({"steps": [torch.zeros(0)]}, r"one step, got \(3, 4\), \(3, 4\) and 0"),
+        ({"second_moments": [torch.zeros(2, 4)]}, r"moments \(3, 4\) as its weight and one step, got"),
         ({"steps": []}, "1 weights and lists of 1, 1, 1, 1, 0"),
         ({"gradients": [torch.ones(3, 3)]}, "expected 12 elements as in the weight, got a gradient of 9"),
         ({"copies": [torch.empty(5, dtype=torch.bfloat16)]}, "a copy of 5"),

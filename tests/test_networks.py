@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.codes import Code
 from fastinfogan.errors import UserError
 from fastinfogan.networks import TABLES, Discriminator, Generator, Tables, build, fc, up
+from fastinfogan.ops.philox import seed32
 
 SPECS: dict[str, LatentSpec] = {
     "mnist": LatentSpec(),
@@ -239,6 +241,13 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["blocks.0.linear.weight"], other["blocks.0.linear.weight"])
+
+
+def test_a_seed_past_32_bits_gives_weights_of_its_own() -> None:
+    tables, spec = TABLES["mnist"], LatentSpec()
+    drawn = [build(tables, spec, seed=seed)[0].blocks[0].linear.weight for seed in (5, 2**32 + 5, 2**63 + 5)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
+    assert seed32(5) == 5 and 0 <= seed32(2**64 - 1) < 2**32
 
 
 def test_spectral_norm_takes_the_place_of_batch_norm_in_d_and_q() -> None:

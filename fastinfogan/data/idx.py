@@ -6,6 +6,7 @@ The length is checked to the byte, because a download that broke off otherwise s
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from fastinfogan.errors import UserError
 
 UNSIGNED_BYTE = 0x08
+LIMIT = 2**30  # bytes of a file; MNIST has 2**26
 
 
 def encode(array: npt.NDArray[np.uint8]) -> bytes:
@@ -39,11 +41,15 @@ def unzipped(path: Path) -> bytes:
     if content[:2] != b"\x1f\x8b":
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as file:
+            found = file.read(LIMIT + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is a broken gzip file of {len(content):,} bytes ({error}): delete it and fetch it again"
         ) from None
+    if len(found) > LIMIT:
+        raise UserError(f"{path} unzips to more than {LIMIT:,} bytes, and no idx file here is so large: delete it")
+    return found
 
 
 def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

@@ -229,7 +229,7 @@ def _from_mirror(needed: Sequence[str]) -> Files:
             try:
                 with urllib.request.urlopen(f"{MIRROR}{name}.gz", timeout=MIRROR_SECONDS) as answer:
                     path = Path(folder) / f"{name}.gz"
-                    path.write_bytes(answer.read())
+                    path.write_bytes(answer.read(idx.LIMIT))
                 found[name] = idx.unzipped(path)
             except (OSError, UserError) as error:  # URLError and timeouts are OSErrors
                 raise SourceFailed(f"{name}.gz: {error}") from None

@@ -72,6 +72,11 @@ def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> Non
                 f"adam expected {weight.numel()} elements as in the weight, got a gradient of "
                 f"{gradient.numel()} and a copy of {copy.numel()}"
             )
+        if first.shape != weight.shape or second.shape != weight.shape or step.numel() != 1:
+            raise UserError(
+                f"adam expected moments {tuple(weight.shape)} as its weight and one step, got {tuple(first.shape)}, "
+                f"{tuple(second.shape)} and {step.numel()}"
+            )
         if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
             raise UserError(f"adam walks through memory: a weight of strides {weight.stride()} has gaps, use .clone()")
         alike = first.stride() == second.stride() == weight.stride() and _lies_as(gradient, weight)

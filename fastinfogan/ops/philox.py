@@ -12,7 +12,7 @@ import torch
 from fastinfogan.ops.arguments import require
 
 # The stream is the top byte of the fourth counter word: one for each thing that draws.
-LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES, WARPS = range(6)
+LATENTS, SHUFFLE, FLIPS, EVALUATION, FIGURES, WARPS, WEIGHTS = range(7)
 PRIORS = 128  # is added to the stream of the latents whose categories a learnt prior draws
 
 _MASK = 0xFFFFFFFF
@@ -26,6 +26,14 @@ Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def signed64(value: int) -> int:
     """The int64 with the bits of ``value`` modulo 2**64: how a 64-bit seed is put into a tensor."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def seed32(seed: int) -> int:
+    """Of a 64-bit ``seed`` one for torch's generator on the CPU, which reads 32 bits; below 2**32 ``seed`` itself."""
+    if seed < 1 << 32:
+        return seed
+    key, zero = (torch.tensor(signed64(value)) for value in (seed, 0))
+    return int(philox(key, (zero, zero, zero, torch.tensor(WEIGHTS << 24)))[0])
 
 
 def as_word64(value: int | torch.Tensor, device: torch.device) -> torch.Tensor:
