@@ -93,7 +93,7 @@ def report(found: dict[str, Any]) -> str:
         verdict = "agrees" if check["agrees"] else "DISAGREES"
         used = "in use" if found["serving"][check["op"]] == check["backend"] else "not in use"
         reason = check["failure"] or f"worst error {check['worst']:.2f} of what is tolerated"
-        lines.append(f"  {check['op']:<15}{check['backend']:<8}{verdict}  {reason}  {check['seconds']:.2f} s  {used}")
+        lines.append(f"  {check['op']:<20}{check['backend']:<8}{verdict}  {reason}  {check['seconds']:.2f} s  {used}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -21,9 +22,13 @@ import torch
 from fastinfogan import __version__
 from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.ops import native
+from fastinfogan.ops.adam import adam
 from fastinfogan.ops.backend import VARIABLE, Backend, available
+from fastinfogan.ops.convolve import convolve, convolve_transposed
+from fastinfogan.ops.fc import fc
 from fastinfogan.ops.head_loss import head_loss
 from fastinfogan.ops.image_batch import image_batch
+from fastinfogan.ops.norm_act import norm_act
 from fastinfogan.ops.pack_codes import pack_codes, unpack_codes
 from fastinfogan.ops.recognize import recognize
 from fastinfogan.ops.sample_latents import sample_latents
@@ -35,6 +40,7 @@ SPECS = (
 )
 BATCHES = (7, 128, 513)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYER_DTYPES = (torch.float32, torch.bfloat16)  # of the CPU's layers
 SEED, STEP = 2**63 + 11, 2**33 + 5  # both past 32 bits, where a kernel that cuts them would show
 
 Tensors = tuple[torch.Tensor, ...]
@@ -61,12 +67,19 @@ class Check:
 
 def check_ops(device: torch.device) -> list[Check]:
     """Every op's every backend that can run on ``device``, compared with the reference there."""
-    return [
+    fused = [
         _check(op, cases(device), backend)
         for op, (cases, native_on_cuda, triton) in _OPS.items()
         for backend in available(device.type, native_on_cuda)
         if backend != "reference" and (triton or backend != "triton")
     ]
+    layers = [
+        # Sums of products, of which each backend rounds its own: judged against twice the largest.
+        _check(op, cases(device), "native", cancelling=2.0)
+        for op, cases in _LAYERS.items()
+        if device.type == "cpu" and "native" in available("cpu")
+    ]
+    return fused + layers
 
 
 def trust(device: torch.device) -> None:
@@ -121,20 +134,23 @@ def _kernels() -> str:
 Case = Callable[[Backend], Tensors]
 
 
-def _check(op: str, cases: list[Case], backend: Backend) -> Check:
+def _check(op: str, cases: list[Case], backend: Backend, cancelling: float = 0.05) -> Check:
     began = time.perf_counter()
     worst = 0.0
     try:
         for case in cases:
             for found, expected in zip(case(backend), case("reference"), strict=True):
-                worst = max(worst, _error(found, expected))
+                worst = max(worst, _error(found, expected, cancelling))
     except Exception as error:  # a kernel that does not even compile on this device is what is looked for
         return Check(op, backend, worst, time.perf_counter() - began, f"{type(error).__name__}: {error}")
     return Check(op, backend, worst, time.perf_counter() - began)
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over one unit in the last place of the storage type, or 2e-5 in fp32; integers exactly."""
+def _error(found: torch.Tensor, expected: torch.Tensor, cancelling: float = 0.05) -> float:
+    """The largest difference over one unit in the last place of the storage type, or 2e-5 in fp32; integers exactly.
+
+    What is close to zero is the rest of a cancellation: judged against the share ``cancelling`` of the largest value.
+    """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
     if found.numel() == 0:
@@ -143,8 +159,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
         return 0.0 if torch.equal(found, expected) else float("inf")
     unit = max(torch.finfo(found.dtype).eps, 2e-5)
     wanted = expected.double()
-    # What is close to zero is the rest of a cancellation: judged against a twentieth of the largest value.
-    size = wanted.abs().clamp(min=0.05 * float(wanted.abs().max()))
+    size = wanted.abs().clamp(min=cancelling * float(wanted.abs().max()))
     error = float(((found.double() - wanted).abs() / (unit * size.clamp(min=1e-12))).max())
     return error if error == error else float("inf")
 
@@ -156,7 +171,12 @@ def _sample_cases(device: torch.device) -> list[Case]:
                 spec, batch, seed=SEED, step=STEP, stream=3, row_offset=9, device=device, dtype=dtype, backend=backend
             )
             # A target is a column of z, one unit of z's type apart at most, whatever type it is kept in.
-            return z, categories, continuous.to(dtype)
+            found = z, categories, continuous.to(dtype)
+            if any(prior == "normal" for prior in (spec.noise_prior, *spec.continuous)):
+                return found
+            # Uniform numbers are the same bits everywhere: compared as integers.
+            as_integers = torch.int32 if dtype == torch.float32 else torch.int16
+            return tuple(one.view(as_integers) if one.is_floating_point() else one for one in found)
 
         return run
 
@@ -164,7 +184,7 @@ def _sample_cases(device: torch.device) -> list[Case]:
 
 
 def _loss_cases(device: torch.device) -> list[Case]:
-    def case(spec: LatentSpec, batch: int, dtype: torch.dtype, d_phase: bool) -> Case:
+    def case(spec: LatentSpec, batch: int, dtype: torch.dtype, d_phase: bool, **switches: bool) -> Case:
         generator = torch.Generator().manual_seed(batch)
         latents = sample_latents(spec, batch, seed=1, step=0, device=device, backend="reference")
         logits = 4 * torch.randn(batch, spec.head_dim + 2, generator=generator)
@@ -180,7 +200,9 @@ def _loss_cases(device: torch.device) -> list[Case]:
                 categories=latents.categories,
                 continuous=latents.continuous,
                 code_weights=weights,
+                loss_scale=torch.full((), 8.0, device=device) if switches else None,
                 backend=backend,
+                **switches,
             )
             return (loss.statistics, *loss.gradients)
 
@@ -192,7 +214,7 @@ def _loss_cases(device: torch.device) -> list[Case]:
         for batch in BATCHES
         for dtype in DTYPES
         for d_phase in (True, False)
-    ]
+    ] + [case(spec, 128, dtype, False, fixed_std=True, saturating=True) for spec in SPECS for dtype in DTYPES]
 
 
 def _image_cases(device: torch.device) -> list[Case]:
@@ -249,6 +271,64 @@ def _recognize_cases(device: torch.device) -> list[Case]:
     return [case(spec, batch, dtype) for spec in SPECS for batch in BATCHES for dtype in DTYPES]
 
 
+def _differentiated(run: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Tensors:
+    """What ``run`` makes of ``inputs``, and the gradients of these for an output's that are no round numbers."""
+    leaves = [one.clone(memory_format=torch.preserve_format).requires_grad_() for one in inputs]
+    output = run(*leaves)
+    towards = torch.linspace(-1.0, 1.0, output.numel(), device=output.device).view(output.shape).to(output.dtype)
+    return (output.detach(), *torch.autograd.grad(output, leaves, towards))
+
+
+def _normal(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(device, dtype)
+
+
+def _fc_cases(device: torch.device) -> list[Case]:
+    def case(batch: int, dtype: torch.dtype) -> Case:
+        rows, matrix = _normal(device, dtype, batch, 74), _normal(device, dtype, 1, 96, 74)[0]
+        return lambda backend: _differentiated(partial(fc, backend=backend), rows, matrix)
+
+    return [case(batch, dtype) for batch in BATCHES for dtype in LAYER_DTYPES]
+
+
+def _convolution_cases(op: Callable[..., torch.Tensor], device: torch.device) -> list[Case]:
+    def case(batch: int, dtype: torch.dtype, stride: int, before: int) -> Case:
+        images, matrix = _normal(device, dtype, batch, 6, 8, 8), _normal(device, dtype, 6, 96)
+        images = images.contiguous(memory_format=torch.channels_last)
+        run = partial(op, stride=stride, before=before)
+        return lambda backend: _differentiated(partial(run, backend=backend), images, matrix)
+
+    return [case(batch, dtype, *way) for batch in BATCHES for dtype in LAYER_DTYPES for way in ((2, 1), (1, 2))]
+
+
+def _norm_cases(device: torch.device) -> list[Case]:
+    def case(batch: int, dtype: torch.dtype, normalise: bool) -> Case:
+        x = _normal(device, dtype, 3 * batch, 48)
+        bias, gain = _normal(device, torch.float32, 48), _normal(device, torch.float32, 1, 48)[0]
+        leaves = (x, bias, gain) if normalise else (x, bias)
+        return lambda backend: _differentiated(
+            lambda *of: norm_act(*of, slope=0.1, groups=3, backend=backend)[0], *leaves
+        )
+
+    return [case(batch, dtype, normalise) for batch in BATCHES for dtype in LAYER_DTYPES for normalise in (True, False)]
+
+
+def _adam_cases(device: torch.device) -> list[Case]:
+    def case(size: int, dtype: torch.dtype) -> Case:
+        weight, first = _normal(device, torch.float32, size), _normal(device, torch.float32, 1, size)[0]
+        gradient = _normal(device, dtype, 1, 1, size)[0, 0]
+
+        def run(backend: Backend) -> Tensors:
+            state = [weight.clone(), first.clone(), first.square(), weight.bfloat16(), torch.full((), 3.0)]
+            own, m, v, copy, step = ([one.to(device)] for one in state)
+            adam(own, [gradient], m, v, copy, step, learning_rate=0.01, betas=(0.5, 0.999), backend=backend)
+            return own[0], m[0], v[0], copy[0], step[0]
+
+        return run
+
+    return [case(size, dtype) for size in (5, 1000, 100_003) for dtype in LAYER_DTYPES]
+
+
 # cases; whether the extension has a CUDA kernel; whether there is a Triton kernel
 _OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool, bool]] = {
     "sample_latents": (_sample_cases, False, True),
@@ -258,4 +338,11 @@ _OPS: dict[str, tuple[Callable[[torch.device], list[Case]], bool, bool]] = {
     "unpack_codes": (_unpack_cases, True, True),
     "traversal": (_traversal_cases, True, False),
     "recognize": (_recognize_cases, True, False),
+}
+_LAYERS: dict[str, Callable[[torch.device], list[Case]]] = {
+    "fc": _fc_cases,
+    "convolve": partial(_convolution_cases, convolve),
+    "convolve_transposed": partial(_convolution_cases, convolve_transposed),
+    "norm_act": _norm_cases,
+    "adam": _adam_cases,
 }
