@@ -151,7 +151,7 @@ def test_the_command_prints_versions_backends_and_verdicts(command: Command) -> 
     assert outcome.code == 0
     assert torch.__version__ in outcome.out and "C++ extension:" in outcome.out
     for check in check_ops(CPU):
-        assert f"{check.op:<15}{check.backend:<8}agrees" in outcome.out
+        assert f"{check.op:<20}{check.backend:<8}agrees" in outcome.out
 
 
 def test_json_holds_the_same(command: Command) -> None:
