@@ -2,6 +2,8 @@
 
 Hold the paper's appendix C beside :data:`TABLES`: one entry a line, in the order of the table. Convolutions are 4x4;
 ``conv`` halves the image and ``up`` doubles it unless ``stride=1``. D and Q use leaky ReLU of slope 0.1, G uses ReLU.
+Where a fully connected layer makes an image, as in G, norm is per channel of that image, as behind every other layer;
+the tables do not say, and the authors' code for MNIST has a mean and a gain for each of the 6,272 units.
 """
 
 from __future__ import annotations
