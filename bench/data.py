@@ -69,9 +69,9 @@ class PilFiles(Dataset[torch.Tensor]):
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() * ((RANGE[1] - RANGE[0]) / 255) + RANGE[0]
 
 
-def main(options: Options | None = None) -> None:
+def main() -> None:
     """Measure every provider in turns, print medians with 20 % and 80 % quantiles, and write them as CSV."""
-    options = options or tyro.cli(Options, prog="python -m bench data", description=__doc__)
+    options = tyro.cli(Options, prog="python -m bench data", description=__doc__)
     rounds, images = (3, options.images // 2) if options.quick else (options.rounds, options.images)
     out = results_file("data", options.quick, options.out)
     machine = announce(options.device, "nvidia-dali-cuda130", "pillow")
@@ -158,7 +158,3 @@ def made_up(root: Path, n: int) -> Path:
         colours = Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8))
         colours.resize((178, 218), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
     return root
-
-
-if __name__ == "__main__":
-    main()

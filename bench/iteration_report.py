@@ -31,20 +31,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.field import TABLES
 from bench.measure import RESULTS, significant, write_csv
+from bench.ours import NoRun
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
 from fastinfogan.precision import Precision
 from fastinfogan.trainer import Trainer
 
 META = torch.device("meta")
-CONFIGS = {
-    "mnist": "mnist-paper",
-    "svhn": "svhn",
-    "celeba": "celeba",
-    "faces": "faces-azimuth",
-    "chairs": "chairs-rotation",
-}
+PAPERS = {name: preset for name, preset in TABLES.items() if name != "celeba-64"}
 NO_LAUNCH = ("prim", "profiler")
 ADAM_CHUNK, ADAM_CHUNKS = 65_536, 320  # of torch's multi_tensor_apply
 ELSEWHERE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach")
@@ -133,15 +129,9 @@ class Autocast(TorchFunctionMode):
             return arg
         if not (arg.is_leaf and arg.requires_grad):
             return arg.to(self.dtype)
-        return self.weights.setdefault(id(arg), arg.to(self.dtype)) if id(arg) not in self.weights else (
-            self.weights[id(arg)]
-        )  # fmt: skip
-
-
-class NoRun:
-    """Stands in for a run's folder: nothing is written."""
-
-    path = Path()
+        if id(arg) not in self.weights:
+            self.weights[id(arg)] = arg.to(self.dtype)
+        return self.weights[id(arg)]
 
 
 @contextmanager
@@ -180,7 +170,7 @@ def count(config: TrainConfig, dtype: torch.dtype) -> tuple[Launches, int]:
 def report(options: Options) -> list[dict[str, object]]:
     """A row per preset, batch, number format and GPU."""
     rows: list[dict[str, object]] = []
-    for preset, name in CONFIGS.items():
+    for preset, name in PAPERS.items():
         for batch in options.batches:
             config = dataclasses.replace(PRESETS[name], batch=batch)
             for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):

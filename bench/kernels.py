@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from bench import plots
-from bench.measure import announce, in_turns, quantiles, results_file, significant, write_csv
+from bench.measure import announce, in_turns, quantiles, repeated, results_file, significant, write_csv
 from fastinfogan import LatentSpec
 from fastinfogan.config import PRESETS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
@@ -117,16 +117,6 @@ def contestants(case: Case, device: torch.device) -> dict[str, Run]:
     return {**runs, "torch.compile": lambda: case.plain(compiled), "reference": lambda: case.plain(reference)}
 
 
-def repeated(run: Run, times: int) -> Run:
-    """``times`` calls as one, so that a turn is long beside the clock and the scheduler."""
-
-    def loop() -> None:
-        for _ in range(times):
-            run()
-
-    return loop
-
-
 def main() -> None:
     """Print one row per op, codes, batch and backend, and write them as CSV."""
     options = tyro.cli(Options, prog="python -m bench kernels", description=__doc__)
@@ -178,7 +168,3 @@ def measure(
             }
         )
     return rows
-
-
-if __name__ == "__main__":
-    main()

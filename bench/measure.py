@@ -112,6 +112,16 @@ def in_turns(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def repeated(run: Callable[[], object], times: int) -> Callable[[], None]:
+    """``times`` calls as one, so that a turn is long beside the clock and the scheduler."""
+
+    def loop() -> None:
+        for _ in range(times):
+            run()
+
+    return loop
+
+
 def quantiles(values: np.ndarray) -> dict[str, float]:
     """Median and the 20 % and 80 % quantiles."""
     p20, median, p80 = np.quantile(values, (0.2, 0.5, 0.8))

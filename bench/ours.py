@@ -30,7 +30,7 @@ class Ours:
         trainer.step += 1
 
     def networks(self) -> tuple[Generator, Discriminator]:
-        return evaluated_networks(self.trainer)
+        return self.trainer.generator, self.trainer.discriminator
 
     def watch(self, stopwatch: Stopwatch) -> None:
         trainer = self.trainer
@@ -52,8 +52,3 @@ def open_trainer(config: TrainConfig, images: Decoded, precision: Precision) -> 
     plan = BatchPlan(config.batch, config.seed, *tables.image_range, flip=config.flip, device=precision.device)
     batches = open_batches(images, plan, image=tables.image, placement=config.placement)
     return Trainer(config, batches, NoRun(), precision)  # type: ignore[arg-type]
-
-
-def evaluated_networks(trainer: Trainer) -> tuple[Generator, Discriminator]:
-    """The networks that an evaluation judges."""
-    return trainer.generator, trainer.discriminator

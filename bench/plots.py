@@ -29,7 +29,7 @@ def kernels(rows: Sequence[Row]) -> Figure:
     for line, op in enumerate(ops):
         for column, code in enumerate(codes):
             axes = panels[line][column]
-            _curves(axes, only(rows, op=op, codes=code), "batch", "median", yscale="log")
+            _curves(axes, only(rows, op=op, codes=code))
             axes.set(title=f"{op}, {code} codes", ylabel="µs")
     panels[0][0].legend()
     return figure
@@ -104,15 +104,15 @@ def speedrun(curves: Sequence[Row], targets: Iterable[float]) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, rows: Sequence[Row], x: str, y: str, *, yscale: str) -> None:
-    """One line per provider over a doubling x."""
+def _curves(axes: Axes, rows: Sequence[Row]) -> None:
+    """The median of each provider, one line each, over batches that double."""
     for provider in distinct(rows, "provider"):
         mine = only(rows, provider=provider)
-        axes.plot([_number(row, x) for row in mine], [_number(row, y) for row in mine], "o-", label=str(provider))
-    ticks = sorted({_number(row, x) for row in rows})
+        axes.plot(*([_number(row, key) for row in mine] for key in ("batch", "median")), "o-", label=str(provider))
+    ticks = sorted({_number(row, "batch") for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(xlabel=x, yscale=yscale)
+    axes.set(xlabel="batch", yscale="log")
 
 
 def distinct(rows: Sequence[Row], key: str) -> list[object]:

@@ -53,7 +53,3 @@ def rendered(name: str, images: int) -> None:
     command = [sys.executable, "-m", "fastinfogan.data", "render", name, "--count", str(images), "--seed", "0"]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*command, "--out", folder], cwd=ROOT, check=True, capture_output=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -248,7 +248,3 @@ def table(runs: Sequence[Mapping[str, str]]) -> list[str]:
             arrived = f"{int(np.isfinite(seconds).sum())} of {len(seconds)}"
             lines.append(f"{contestant:<12}{target:>6.0%}{arrived:>10}   {' / '.join(shown)}")
     return lines
-
-
-if __name__ == "__main__":
-    main()

@@ -192,7 +192,3 @@ def main() -> None:
             print(*(str(row[column]).ljust(len(column)) for column in shown), sep="  ", flush=True)
         if table:
             write_csv(RESULTS / name, table)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ plain products and copies reached in the same run: in fp32 and in the low precis
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ import tyro
 from bench import floor, plots
 from bench.contestants import Contestant
 from bench.field import IMAGES, TABLES, field, format_name
-from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, results_file, significant
+from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, repeated, results_file, significant
 from bench.memory import peak_mib
 from bench.stopwatch import PHASES, Stopwatch
 from fastinfogan.capture import WARM_UP
@@ -107,8 +107,8 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
     times = 1 if options.quick else max(1, min(5, 640 // batch))
     if device.type == "cuda":  # ours captures its iteration after some eager ones, and what is timed are replays
         for contestant in contestants.values():
-            _repeated(contestant, WARM_UP + 1)()
-    runs = {name: _repeated(contestant, times) for name, contestant in contestants.items()}
+            repeated(contestant.advance, WARM_UP + 1)()
+    runs = {name: repeated(contestant.advance, times) for name, contestant in contestants.items()}
     seconds = in_turns(runs, turns, device)
     phases = by_phase(contestants, times * max(3, turns // 3), device)
     rows: list[dict[str, str]] = []
@@ -145,14 +145,6 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
     return rows
 
 
-def _repeated(contestant: Contestant, times: int) -> Callable[[], None]:
-    def turn() -> None:
-        for _ in range(times):
-            contestant.advance()
-
-    return turn
-
-
 def by_phase(contestants: dict[str, Contestant], iterations: int, device: torch.device) -> dict[str, dict[str, float]]:
     """Median seconds of each phase of each contestant, who take turns of one iteration; their calls stay watched."""
     watches = {name: Stopwatch(device) for name in contestants}
@@ -167,7 +159,3 @@ def by_phase(contestants: dict[str, Contestant], iterations: int, device: torch.
         name: {phase: float(np.median([one[phase] for one in readings])) for phase in PHASES}
         for name, readings in found.items()
     }
-
-
-if __name__ == "__main__":
-    main()

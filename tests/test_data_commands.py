@@ -190,7 +190,7 @@ def test_the_benchmark_writes_a_row_for_each_provider(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     out = tmp_path / "data.csv"
     options = ["--images", "64", "--batch", "16", "--rounds", "2", "--device", "cpu", "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "bench.data", *options], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "bench", "data", *options], cwd=ROOT, check=True, timeout=120)
     rows = list(csv.DictReader(out.open()))
     assert [row["provider"] for row in rows] == [
         "pil-dataloader",

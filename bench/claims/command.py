@@ -114,7 +114,3 @@ def current(rows: Sequence[Mapping[str, str]], claim: Claim) -> list[Mapping[str
     wanted = {variant: digest(replace(config, amp=True)) for variant, config in claim.variants.items()}
     found = [row for row in rows if wanted.get(row["variant"]) == row["configuration"]]
     return sorted(found, key=lambda row: (list(wanted).index(row["variant"]), int(row["seed"])))
-
-
-if __name__ == "__main__":
-    main()
