@@ -102,8 +102,6 @@ class LatentSpec:
     """Columns of the generator's input."""
     head_dim: int = field(init=False, repr=False, compare=False)
     """Columns of the recognition head's output."""
-    draws: int = field(init=False, repr=False, compare=False)
-    """Random words that one row takes: noise, then one per categorical code, then one per continuous value."""
 
     def __post_init__(self) -> None:
         if self.noise < 0:
@@ -129,7 +127,6 @@ class LatentSpec:
             + tuple(UNIFORM_ENTROPY if prior == "uniform" else GAUSSIAN_ENTROPY for prior in continuous),
             "dim": self.noise + sum(categorical) + len(continuous),
             "head_dim": sum(categorical) + 2 * len(continuous),
-            "draws": self.noise + n_codes,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)

@@ -70,7 +70,7 @@ class RunDirectory:
         """Raises UserError: not writable, another process at it or there before, or a new run where one has saved."""
         self.path = path
         self.figures = path / "figures"
-        self._metrics = path / "metrics.jsonl"
+        self.metrics = path / "metrics.jsonl"
         self._events: SummaryWriter | None = None
         self._lock: TextIO | None = None
         if not writes:
@@ -112,26 +112,21 @@ class RunDirectory:
 
     def _forget_after(self, step: int) -> None:
         """Drop later lines of metrics.jsonl, and what a crash has left half-written or full of NULs."""
-        if not self._metrics.exists():
+        if not self.metrics.exists():
             return
-        lines = self._metrics.read_bytes().splitlines(keepends=True)
+        lines = self.metrics.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _step(line) <= step]
         if kept != lines:
-            write_whole(self._metrics, b"".join(kept))
+            write_whole(self.metrics, b"".join(kept))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value, by the process that writes."""
         if self._events is None:
             return
-        with self._metrics.open("a") as file:
+        with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-
-    @property
-    def metrics(self) -> Path:
-        """The path of metrics.jsonl."""
-        return self._metrics
 
     def close(self) -> None:
         if self._events is not None:

@@ -81,7 +81,7 @@ def test_a_stream_gives_what_the_resident_set_gives(whole: Encoded) -> None:
     resident = open_batches(whole, plan(4), image=IMAGE, placement="resident", progress=False)
     streamed = open_batches(whole, plan(4), image=IMAGE, placement="stream")
     assert isinstance(resident, ResidentBatches) and isinstance(streamed, StreamBatches)
-    for step in range(resident.steps_per_epoch + 2):
+    for step in range(resident.order.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
     resident.close()
     streamed.close()
@@ -98,7 +98,7 @@ def test_a_stream_gives_what_the_resident_set_gives_where_files_are_damaged(tmp_
     )
     assert isinstance(resident, ResidentBatches) and isinstance(streamed, StreamBatches)
     assert len(resident.pixels) == N - len(damaged)
-    for step in range(resident.steps_per_epoch + 2):
+    for step in range(resident.order.steps_per_epoch + 2):
         assert torch.equal(resident.at(step), streamed.at(step))
     resident.close()
     streamed.close()
@@ -138,13 +138,13 @@ def test_a_sequence_is_one_pipeline(whole: Encoded, monkeypatch: pytest.MonkeyPa
     assert len(built) == 1
 
 
-def test_batches_are_channels_last_in_the_range_and_type_asked_for(decoded: Decoded) -> None:
-    batches = ResidentBatches(decoded, plan(4, flip=False, low=-2.0, high=5.0, dtype=torch.bfloat16))
+def test_batches_are_channels_last_float32_in_the_range_asked_for(decoded: Decoded) -> None:
+    batches = ResidentBatches(decoded, plan(4, flip=False, low=-2.0, high=5.0))
     images, rows = batches.at(3), batches.order.at(3)
-    assert images.shape == (4, *IMAGE) and images.dtype == torch.bfloat16
+    assert images.shape == (4, *IMAGE) and images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
     expected = decoded.pixels[rows].permute(0, 3, 1, 2).float() * (7 / 255) - 2
-    torch.testing.assert_close(images, expected.bfloat16())
+    torch.testing.assert_close(images, expected)
 
 
 def test_a_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(decoded: Decoded) -> None:
@@ -189,7 +189,7 @@ def test_every_step_reads_the_same_memory(whole: Encoded, decoded: Decoded, kind
     """A captured graph reads where it read while it was captured, in every epoch."""
     batches = ResidentBatches(decoded, plan(4)) if kind == "resident" else stream(whole)
     before = [tensor.data_ptr() for tensor in batches.static()]
-    for step in range(2 * batches.steps_per_epoch + 1):
+    for step in range(2 * batches.order.steps_per_epoch + 1):
         batches.at(step)
     assert [tensor.data_ptr() for tensor in batches.static()] == before
     batches.close()

@@ -104,7 +104,7 @@ def test_a_stream_of_shards_is_bitwise_the_stream_of_the_folder_for_any_rank_and
     folder = stream(photos, 4)
     alone = stream(sharded(photos, tmp_path), 4)
     ranks = [stream(sharded(photos, tmp_path), 2, rank=rank, world=2) for rank in range(2)]
-    for step in range(folder.steps_per_epoch + 2):
+    for step in range(folder.order.steps_per_epoch + 2):
         images = folder.at(step).clone()
         assert torch.equal(images, alone.at(step))
         assert torch.equal(images, torch.cat([rank.at(step) for rank in ranks]))

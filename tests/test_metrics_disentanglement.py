@@ -232,4 +232,3 @@ def test_the_representation_is_the_posteriors_and_the_means(tiny_networks: None)
     np.testing.assert_allclose(found.columns[3][:, 0], outputs[:, 9], atol=1e-5)
     assert found.table.shape == (503, 10) and found.owners.tolist() == [0] * 3 + [1] * 5 + [2, 3]
     assert (found.levels(1) == found.columns[1].argmax(1)).all() and found.levels(2).max() == 19
-    assert len(found.rows(np.arange(7))) == 7

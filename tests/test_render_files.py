@@ -99,7 +99,8 @@ def test_a_shifted_sprite_is_the_one_drawn_where_it_stands() -> None:
     drawn = Sprites("cpu").at(numbers)
     assert drawn.shape == (60, 64, 64, 1) and drawn.dtype == torch.uint8 and drawn.is_contiguous()
     across, down = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
-    for image, (shape, scale, orientation, x, y) in zip(drawn, Sprites("cpu").classes(numbers).tolist(), strict=True):
+    classes = np.unravel_index(numbers.numpy(), sprites.CLASSES)
+    for image, shape, scale, orientation, x, y in zip(drawn, *classes, strict=True):
         angle, size = 2 * np.pi * (orientation % 39) / 39, 0.5 + scale / 10
         u, v = across - 16 - x, down - 16 - y
         turned = (np.cos(angle) * u + np.sin(angle) * v) / size, (np.cos(angle) * v - np.sin(angle) * u) / size

@@ -34,9 +34,8 @@ def test_targets_of_q_are_what_the_generator_sees(spec: LatentSpec, batch: int, 
 @given(specs(max_codes=3, max_noise=9), st.integers(0, 2**64 - 1), st.integers(0, 2**56 - 1))
 @settings(deadline=None, max_examples=30)
 def test_draws_are_the_words_that_the_contract_names(spec: LatentSpec, seed: int, step: int) -> None:
-    words = random_words(
-        3, spec.draws, seed=as_word64(seed, CPU), step=as_word64(step, CPU), stream=0, row_offset=0
-    ).numpy()
+    draws = spec.noise + len(spec.names)
+    words = random_words(3, draws, seed=as_word64(seed, CPU), step=as_word64(step, CPU), stream=0, row_offset=0).numpy()
     z, categories, continuous = sample_latents(spec, 3, seed=seed, step=step)
 
     def value(row: int, d: int, prior: str) -> float:

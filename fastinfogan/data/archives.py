@@ -33,7 +33,6 @@ ZIP_ERRORS = (
 )  # fmt: skip
 # What numpy raises about a damaged array of its own format, zipped or not.
 ARRAY_ERRORS = (OSError, MemoryError, OverflowError, tokenize.TokenError, *ZIP_ERRORS)
-_BLOCK = 512  # of a tar
 
 
 @dataclass
@@ -143,11 +142,11 @@ def _open_tar(path: Path) -> Tar:
         with tarfile.open(path, "r:") as archive, path.open("rb") as file:
             members = [one for one in archive if one.isreg() and not one.issparse()]  # no links, no devices
             file.seek(archive.offset)
-            end = file.read(_BLOCK)
+            end = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise _damaged(path, f"is not a whole tar file without compression ({error})") from None
     # zeros end every tar: a file that broke off between two members, or is damaged there, shows in nothing else
-    if end != bytes(_BLOCK):
+    if end != bytes(tarfile.BLOCKSIZE):
         raise _damaged(path, f"is not a whole tar file (no end mark after {len(members):,} files)")
     _require_inside(path, (one.name for one in members))
     stamps = {one.name: f"{one.size} {one.mtime}" for one in members}

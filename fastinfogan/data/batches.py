@@ -37,7 +37,7 @@ class BatchPlan:
     seed: of the order and of the flips.
     low, high: what bytes 0 and 255 become: the range of the generator's output.
     flip: mirror half of the images, drawn anew per step.
-    device, dtype: of the images.
+    device: of the images.
     """
 
     batch: int
@@ -46,7 +46,6 @@ class BatchPlan:
     high: float
     flip: bool
     device: torch.device
-    dtype: torch.dtype = torch.float32
     rank: int = 0
     world: int = 1
 
@@ -108,7 +107,6 @@ class _Batches:
     def __init__(self, n: int, plan: BatchPlan, order_device: torch.device) -> None:
         self.plan = plan
         self.order = Order(n, plan, order_device)
-        self.steps_per_epoch = self.order.steps_per_epoch
         self.flip_seed = as_word64(plan.seed, plan.device) if plan.flip else None
 
     def prepare(self, step: int) -> None:
@@ -116,7 +114,7 @@ class _Batches:
         raise NotImplementedError
 
     def images(self, step: torch.Tensor) -> torch.Tensor:
-        """The images of the ``step`` prepared last: ``dtype`` [batch, C, H, W], channels last, on the device."""
+        """The images of the ``step`` prepared last: float32 [batch, C, H, W], channels last, on the device."""
         raise NotImplementedError
 
     def at(self, step: int) -> torch.Tensor:
@@ -134,7 +132,6 @@ class _Batches:
             flip_seed=self.flip_seed,
             step=step,
             row_offset=plan.first_row,
-            dtype=plan.dtype,
         )
 
 

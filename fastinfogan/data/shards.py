@@ -41,7 +41,6 @@ from fastinfogan.files import write_whole
 MANIFEST = "shards.json"
 SHARD_BYTES = 256 << 20
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -184,13 +183,14 @@ def _write(path: Path, encoded: Encoded, first: int, shard_bytes: int) -> Shard:
             suffix = encoded.names[number].rsplit(".", 1)[-1].lower()
             member = tarfile.TarInfo(_member(number, suffix))
             member.size = len(content)
-            index.append(f"{suffix} {at + _BLOCK} {len(content)} {member.name}")
-            padded = member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % _BLOCK)
+            index.append(f"{suffix} {at + tarfile.BLOCKSIZE} {len(content)} {member.name}")
+            padded = member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
             digest.update(padded)
             at += file.write(padded)
             number += 1
-        digest.update(bytes(2 * _BLOCK))
-        at += file.write(bytes(2 * _BLOCK))
+        end = bytes(2 * tarfile.BLOCKSIZE)
+        digest.update(end)
+        at += file.write(end)
         file.flush()
         os.fsync(file.fileno())
     text = "\n".join([f"{INDEX_VERSION} {len(index)}", *index]) + "\n"

@@ -114,7 +114,7 @@ def disentanglement(
         dci_disentanglement=d,
         dci_completeness=c,
         dci_informativeness=i,
-        sap=_gap(predictability(train, test, columns, seed)),
+        sap=float(np.mean(_gaps(predictability(train, test, columns, seed)))),
         factor_vae=factor_vae((train_codes, train_levels), (test_codes, test_levels), votes, rng),
         beta_vae=beta_vae((train_codes, train_levels), (test_codes, test_levels), votes, rng),
         modularity=modularity(information),
@@ -138,8 +138,7 @@ def mutual_information(codes: Representation, levels: list[Indices]) -> Floats:
 def mig(information: Floats, levels: list[Indices]) -> float:
     """Chen et al. 2018, Eq. 6: mean over factors of (largest - second largest information) / H(factor)."""
     entropies = np.array([mutual_info_score(factor, factor) for factor in levels])
-    ranked = np.sort(information, 0)[::-1]
-    return float(np.mean((ranked[0] - ranked[1]) / entropies))
+    return float(np.mean(_gaps(information) / entropies))
 
 
 def modularity(information: Floats) -> float:
@@ -151,10 +150,10 @@ def modularity(information: Floats) -> float:
     return float(np.mean(np.where(largest > 1e-12, 1 - rest, 0.0)))
 
 
-def _gap(scores: Floats) -> float:
-    """Mean over factors (columns) of the largest less the second largest score of a code (row)."""
+def _gaps(scores: Floats) -> Floats:
+    """Of each factor (column) the largest less the second largest score of a code (row)."""
     ranked = np.sort(scores, 0)[::-1]
-    return float(np.mean(ranked[0] - ranked[1]))
+    return ranked[0] - ranked[1]
 
 
 def predictability(train: Judged, test: Judged, columns: tuple[int, ...], seed: int) -> Floats:

@@ -204,7 +204,7 @@ def _samples(subject: Subject) -> SampleQuality:
     network = feature_network(config.dataset, config.data, subject.device)
     train, test = subject.real
     n = min(SAMPLES, len(train.pixels), len(test.pixels))
-    real, training = test.some(n, seed=0), train.some(n, seed=0)
+    real, training = test.some(n), train.some(n)
     made = generated(subject.generator, spec, n, seed=config.seed, image_range=subject.image_range)
     return sample_quality(
         network,
@@ -222,7 +222,7 @@ def _samples(subject: Subject) -> SampleQuality:
 def _disentanglement(subject: Subject) -> Disentanglement:
     pairs = []
     for split, limit in zip(subject.real, (FIT_IMAGES, TEST_IMAGES), strict=True):
-        part = split.some(limit, seed=0)
+        part = split.some(limit)
         assert part.factors is not None
         codes = represent(subject.judge, subject.config.spec, part.pixels, subject.image_range)
         pairs.append((codes, part.factors))
@@ -231,7 +231,7 @@ def _disentanglement(subject: Subject) -> Disentanglement:
 
 def _traversal(subject: Subject) -> TraversalTruth:
     config = subject.config
-    train, test = (split.some(traversal.FIT_IMAGES, seed=0) for split in subject.real)
+    train, test = (split.some(traversal.FIT_IMAGES) for split in subject.real)
     assert train.factors is not None and test.factors is not None
     reader = FactorReader(train.pixels, train.factors, epochs=traversal.EPOCHS, seed=0, device=subject.device)
     return traversal_truth(
@@ -252,7 +252,7 @@ def _strokes(subject: Subject) -> Strokes:
 
 
 def _probe(subject: Subject) -> Probe:
-    train, test = subject.real[0].some(PROBE_IMAGES, seed=0), subject.real[1]
+    train, test = subject.real[0].some(PROBE_IMAGES), subject.real[1]
     tables = representations(subject.judge, subject.config.spec, train.pixels, test.pixels, subject.image_range)
     return probe(
         tables, train.labels.numpy(), test.labels.numpy(), seed=subject.config.seed, labels=LABELS, draws=DRAWS

@@ -34,10 +34,6 @@ class Representation:
     def __len__(self) -> int:
         return len(self.columns[0])
 
-    def rows(self, index: Indices) -> Representation:
-        """The images ``index`` of it."""
-        return Representation(self.names, tuple(columns[index] for columns in self.columns))
-
     @property
     def table(self) -> Floats:
         """All columns side by side, ``[n, sum of k]``."""
@@ -67,9 +63,9 @@ def represent(
     return Representation(spec.names, tuple(columns))
 
 
-def histogram_levels(values: Floats, bins: int = BINS) -> Indices:
-    """The number of the equally wide bin from the least to the greatest value: int64 ``[n]``."""
-    edges = np.histogram_bin_edges(values, bins)
+def histogram_levels(values: Floats) -> Indices:
+    """The bin of each value, of 20 equally wide ones from the least value to the greatest: int64 ``[n]``."""
+    edges = np.histogram_bin_edges(values, BINS)
     return np.digitize(values, edges[1:-1]).astype(np.int64)
 
 

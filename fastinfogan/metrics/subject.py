@@ -43,11 +43,11 @@ class Labelled(NamedTuple):
         factors = None if self.factors is None else self.factors.rows(index)
         return Labelled(self.pixels[index], labels, factors)
 
-    def some(self, n: int, seed: int) -> Labelled:
-        """``n`` images of it chosen at random, or all where there are no more."""
+    def some(self, n: int) -> Labelled:
+        """``n`` images of it chosen at random, the same ones every time, or all where there are no more."""
         if n >= len(self.pixels):
             return self
-        chosen = np.random.default_rng(seed).permutation(len(self.pixels))[:n]
+        chosen = np.random.default_rng(0).permutation(len(self.pixels))[:n]
         return self.rows(torch.from_numpy(chosen))
 
 

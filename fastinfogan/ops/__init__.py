@@ -2,7 +2,7 @@
 
 from fastinfogan.ops.head_loss import LOG_STD_MIN, HeadLoss, head_loss
 from fastinfogan.ops.image_batch import image_batch
-from fastinfogan.ops.pack_codes import check_categories, pack_codes, unpack_codes
+from fastinfogan.ops.pack_codes import pack_codes, unpack_codes
 from fastinfogan.ops.recognize import Recognition, recognize
 from fastinfogan.ops.sample_latents import sample_latents
 from fastinfogan.ops.traversal import traversal
@@ -11,7 +11,6 @@ __all__ = [
     "LOG_STD_MIN",
     "HeadLoss",
     "Recognition",
-    "check_categories",
     "head_loss",
     "image_batch",
     "pack_codes",

@@ -93,13 +93,13 @@ class _Frame:
         up = share * self.rise
         return (x, self.seat + up, -self.half_depth + self.leg / 2 - up * self.lean)
 
-    def legs(self, spread: float = 0.0, taper: float = 0.7) -> None:
-        """Four legs, which stand ``spread`` farther out on the floor than at the seat."""
+    def legs(self, spread: float = 0.0) -> None:
+        """Four tapered legs, which stand ``spread`` farther out on the floor than at the seat."""
         x, z = self.half_width - self.leg / 2, self.half_depth - self.leg / 2
         for sx in (-1, 1):
             for sz in (-1, 1):
                 top, foot = (sx * x, self.seat, sz * z), (sx * (x + spread), 0.0, sz * (z + spread))
-                self.bar(top, foot, self.leg, taper)
+                self.bar(top, foot, self.leg, 0.7)
 
     def cushion(self, height: float = 0.09) -> None:
         """The seat."""
@@ -121,14 +121,14 @@ class _Frame:
         outline = _CORNERS * (2 * self.half_width * share, thickness)
         self.prism(self.behind(bottom), self.behind(top), outline)
 
-    def arms(self, height: float = 0.42, thickness: float | None = None) -> None:
+    def arms(self) -> None:
         """Two arm rests on posts."""
-        thick = thickness or self.leg
+        height = 0.42
         for side in (-1, 1):
             x, y = side * self.half_width, self.seat + height * self.measures.height
             front = (x, y, self.half_depth * 0.8)
-            self.bar((x, y, self.behind(height / 0.9)[2]), front, thick, round=False)
-            self.bar(front, (x, self.seat, self.half_depth * 0.8), thick)
+            self.bar((x, y, self.behind(height / 0.9)[2]), front, self.leg, round=False)
+            self.bar(front, (x, self.seat, self.half_depth * 0.8), self.leg)
 
 
 def _slats(frame: _Frame) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastinfogan.data.render.output import Layout, allocate, write_npz
+from fastinfogan.data.render.output import Layout, write_npz
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, categorical
 from fastinfogan.ops.philox import epoch_order
 
@@ -45,23 +45,12 @@ class Sprites:
         rows = torch.arange(SIDE, device=device)
         self.window = rows[:, None] * _PADDED + rows
 
-    def __len__(self) -> int:
-        return ALL
-
     def at(self, indices: torch.Tensor) -> torch.Tensor:
         """Images ``indices`` (int64 [b] on the device): uint8 [b, 64, 64, 1] of 0 and 255."""
         sprite, x, y = indices // (32 * 32), indices // 32 % 32, indices % 32
         # class 16 is the sprite in the middle; the window moves against it
         corner = sprite * _PADDED**2 + (2 * _MARGIN - y) * _PADDED + 2 * _MARGIN - x
         return self.padded[corner[:, None, None] + self.window].unsqueeze(-1)
-
-    def classes(self, indices: torch.Tensor) -> torch.Tensor:
-        """Classes of shape, scale, orientation, x and y of the images ``indices``: int64 [b, 5] on the device."""
-        columns = []
-        for classes in reversed(CLASSES):
-            columns.append(indices % classes)
-            indices = indices // classes
-        return torch.stack(columns[::-1], dim=-1)
 
 
 @cache
@@ -115,10 +104,6 @@ class SpriteFile(Layout):
 
     products = (FILE,)
     most = ALL
-
-    def allocate(self, part: Path, count: int, shape: tuple[int, ...]) -> None:
-        """Room for the images."""
-        allocate(part / "images.npy", (count, *shape), np.uint8)
 
     def write(self, part: Path, first: int, images: Sequence[Bytes]) -> None:
         """Keep the images as 0 and 1."""
