@@ -29,7 +29,7 @@ from torch import nn
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.distributed import Average
 from fastinfogan.ops import sample_latents
-from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64, random_words
+from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64, fractions, random_words
 
 RATE = 0.003  # 300 iterations to come two thirds of the way: a prior three times as fast lost half of the categories
 
@@ -80,7 +80,7 @@ class LearnedPrior(nn.Module):
         words = random_words(
             rows, len(spec.categorical), seed=seed, step=step, stream=PRIORS + stream, row_offset=row_offset
         )
-        uniform = (words >> 8).float() * 2.0**-24
+        uniform = fractions(words)
         one_hots, categories = [], []
         for code, probabilities in enumerate(self.probabilities()):
             # The inverse of the distribution function; its last value is 1 but for rounding, and no draw is beyond it.

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from fastinfogan.ops.philox import WARPS, random_words
+from fastinfogan.ops.philox import WARPS, fractions, random_words
 
 # Half as strong again, 4 and 9 stay mixed on some seeds (bench/NOTES.md).
 ROTATION = math.radians(10.0)
@@ -27,7 +27,7 @@ def random_affine(images: torch.Tensor, *, seed: torch.Tensor, step: torch.Tenso
     ``seed`` and ``step`` are int64 scalars on the device; ``row_offset`` is the first global row.
     """
     words = random_words(len(images), 6, seed=seed, step=step, stream=WARPS, row_offset=row_offset)
-    draws = (2.0 * ((words >> 8).float() * 2.0**-24) - 1.0).unbind(1)
+    draws = (2.0 * fractions(words) - 1.0).unbind(1)
     angle, shear = ROTATION * draws[0], SHEAR * draws[1]
     scale_x, scale_y = 1.0 + SCALE * draws[2], 1.0 + SCALE * draws[3]
     # affine_grid's coordinates span 2 from border to border.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastinfogan.ops.philox import as_word64, epoch_order, philox, random_words, signed64
+from fastinfogan.ops.philox import as_word64, epoch_order, fractions, philox, random_words, signed64
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,12 @@ def words_of(key: int, counter: tuple[int, int, int, int]) -> list[int]:
 )
 def test_known_answers(key: int, counter: tuple[int, int, int, int], answer: list[int]) -> None:
     assert words_of(key, counter) == answer
+
+
+def test_a_fraction_is_the_upper_24_bits_of_a_word_and_never_1() -> None:
+    words = torch.tensor([0, 255, 256, 1 << 31, (1 << 32) - 1])
+    assert fractions(words).tolist() == [0.0, 0.0, 2.0**-24, 0.5, 1 - 2.0**-24]
+    assert fractions(words).dtype == torch.float32
 
 
 def draw(rows: int, draws: int, seed: int = 1, step: int = 0, stream: int = 0, row_offset: int = 0) -> torch.Tensor:

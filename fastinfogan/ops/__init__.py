@@ -1,4 +1,7 @@
-"""The fused ops: one public function each, one file each; the file chooses the backend and holds the reference."""
+"""The fused ops, a file for each (``pack_codes`` with its inverse), which chooses the backend and holds the reference.
+
+Those of the layers and of the optimiser (``fc``, ``convolve``, ``norm_act``, ``adam``) are imported from their files.
+"""
 
 from fastinfogan.ops.head_loss import LOG_STD_MIN, HeadLoss, head_loss
 from fastinfogan.ops.image_batch import image_batch

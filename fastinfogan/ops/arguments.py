@@ -9,12 +9,16 @@ import torch
 from fastinfogan.errors import UserError
 
 Kind = Literal["floating", "index", "any"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what the fused kernels read and write
 
 
 def require(
     op: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...], device: torch.device, kind: Kind = "floating"
 ) -> None:
-    """Raise a UserError unless ``tensor`` has that shape, lies on ``device`` and holds floats (or int64 indices)."""
+    """Raise a UserError unless ``tensor`` has that shape, lies on ``device`` and is of that ``kind``.
+
+    ``kind``: floating is every dtype of floats, index int64, any every dtype.
+    """
     if tensor.shape != shape:
         raise UserError(f"{op} expected {name} of shape {shape}, got {tuple(tensor.shape)}")
     require_on(op, name, tensor, device)

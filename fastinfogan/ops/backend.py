@@ -52,8 +52,8 @@ def choose(
 ) -> Backend:
     """The backend to run on a kind of device: ``requested``, else ``$FASTINFOGAN_BACKEND``, else the fastest.
 
-    What is requested is a demand. The variable is a preference for every op of a process: an op that does not have
-    that backend, or not for such arguments, takes its fastest instead.
+    A request must be met. The variable is a preference: an op that lacks that backend, or cannot use it for these
+    arguments, takes its fastest instead.
 
     ``fused``: whether the arguments are such as the fused kernels take; float64 is for the reference alone.
     ``triton``: whether the op has a Triton kernel; those that no training step needs have none.
@@ -127,9 +127,12 @@ def constant(
 
 @lru_cache
 def implementation(
-    op: str, backend: Backend, reference: Callable[..., Any], *, native: str = "native"
+    op: str, backend: str, reference: Callable[..., Any], *, native: str = "native"
 ) -> Callable[..., Any]:
-    """The function of that name in the extension's adaptor ``native`` or the kernel's file; loaded when first used."""
+    """The function of that name in the extension's adaptor ``native`` or the kernel's file; loaded when first used.
+
+    ``backend``: one of :data:`BACKENDS`, as :func:`choose` gave it; a plain str, as the schema of an op knows no other.
+    """
     if backend == "reference":
         return reference
     module = f"fastinfogan.ops.{native}" if backend == "native" else f"fastinfogan.kernels.{op}"

@@ -9,8 +9,6 @@ products. Each of the three ops is a gradient of the others. Only the CPU uses t
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 
@@ -104,7 +102,7 @@ def _gradient_reference(large: torch.Tensor, small: torch.Tensor, stride: int, b
 
 @register_op
 def _convolve(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int, backend: str) -> torch.Tensor:
-    return implementation("convolve", cast(Backend, backend), _convolve_reference, native="native_layers")(
+    return implementation("convolve", backend, _convolve_reference, native="native_layers")(
         images, matrix, stride, before
     )
 
@@ -113,7 +111,7 @@ def _convolve(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: i
 def _convolve_transposed(
     images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int, backend: str
 ) -> torch.Tensor:
-    run = implementation("convolve_transposed", cast(Backend, backend), _transposed_reference, native="native_layers")
+    run = implementation("convolve_transposed", backend, _transposed_reference, native="native_layers")
     return run(images, matrix, stride, before)
 
 
@@ -122,7 +120,7 @@ def _convolve_gradient(
     large: torch.Tensor, small: torch.Tensor, stride: int, before: int, backend: str
 ) -> torch.Tensor:
     """d / d matrix of either op, ``[channels of small, 16 * channels of large]``: one side is the output's gradient."""
-    run = implementation("convolve_gradient", cast(Backend, backend), _gradient_reference, native="native_layers")
+    run = implementation("convolve_gradient", backend, _gradient_reference, native="native_layers")
     return run(large, small, stride, before)
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
+from fastinfogan.ops.backend import below_autograd, choose, first_order, implementation, register_op
 
 
 def fc(rows: torch.Tensor, matrix: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -41,7 +41,7 @@ def _fc(rows: torch.Tensor, matrix: torch.Tensor, backend: str) -> torch.Tensor:
 @register_op
 def _fc_gradient(gradient: torch.Tensor, rows: torch.Tensor, backend: str) -> torch.Tensor:
     """d / d matrix, ``[out, in]``, of the products whose gradient ``[n, out]`` is given."""
-    run = implementation("fc_gradient", cast(Backend, backend), _gradient_reference, native="native_layers")
+    run = implementation("fc_gradient", backend, _gradient_reference, native="native_layers")
     return cast(torch.Tensor, run(gradient, rows))
 
 

@@ -5,7 +5,7 @@ rows, and Q's outputs on fake rows. One op computes every term of it and the gra
 that the trainer starts the backward pass from stored gradients and logs terms that cost nothing more.
 
 Source: Chen et al. 2016, Eq. 1 (the GAN game), Eq. 5 (the variational bound L_I), section 6 (softmax for categorical
-and factored Gaussian for continuous codes). Exact bounds and signs:
+and factored Gaussian for continuous codes). The terms and their signs:
 
     D phase    softplus(-real) + softplus(fake)
     G phase    softplus(-fake), or Eq. 1's own log(1 - D) = -softplus(fake)
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.arguments import Kind, require
-from fastinfogan.ops.backend import Backend, below_autograd, choose, constant, first_order, implementation, register_op
+from fastinfogan.ops.backend import below_autograd, choose, constant, first_order, implementation, register_op
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -250,7 +249,7 @@ def _head_loss(
     fixed_std: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("head_loss", cast(Backend, backend), _reference)
+    run = implementation("head_loss", backend, _reference)
     return run(
         fake_logits,
         real_logits,

@@ -6,16 +6,12 @@ quarter of the memory and of the traffic of a float store.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.arguments import require_on
-from fastinfogan.ops.backend import Backend, choose, implementation, register_op
+from fastinfogan.ops.arguments import DTYPES, require_on
+from fastinfogan.ops.backend import choose, implementation, register_op
 from fastinfogan.ops.philox import FLIPS, as_word64, random_words
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def image_batch(
@@ -98,7 +94,7 @@ def _image_batch(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    run = implementation("image_batch", cast(Backend, backend), _reference)
+    run = implementation("image_batch", backend, _reference)
     return run(images_u8, index, low, high, flip_seed, step, row_offset, dtype)
 
 

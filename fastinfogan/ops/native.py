@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch  # before _C, so that both use the OpenMP runtime that torch brings
 
+from fastinfogan.ops.arguments import DTYPES
 from fastinfogan.ops.philox import FLIPS
 
 why_not: str | None = None
@@ -20,9 +21,8 @@ try:
 except ImportError as _error:
     why_not = f"the C++ extension is not built ({_error}): pip install -e . with a C++17 compiler builds it"
 
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}  # those of csrc's Dtype
 _ABSENT = (0, -1, 0, 0)  # address, dtype, rows, stride
-DTYPES = tuple(CODES)
 
 
 def available() -> bool:
@@ -73,6 +73,7 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def floats(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, of any shape, as contiguous float32: itself where it is that already."""
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.to(torch.float32).contiguous()
@@ -110,7 +111,7 @@ def sample_latents(
         stream,
         row_offset,
         batch,
-        CODES[dtype],
+        DTYPE_NUMBERS[dtype],
         z.data_ptr(),
         categories.data_ptr(),
         continuous.data_ptr(),
@@ -143,7 +144,7 @@ def head_loss(
     if real_logits is not None:
         real_rows = real_logits.shape[0]
         real_gradient = torch.empty(real_rows, dtype=real_logits.dtype)
-        real = (real_logits.data_ptr(), CODES[real_logits.dtype], real_rows, real_logits.stride(0))
+        real = (real_logits.data_ptr(), DTYPE_NUMBERS[real_logits.dtype], real_rows, real_logits.stride(0))
     q_gradient = None
     if recognition is None:
         layout, n_codes = _head_layout((), ()), 0
@@ -153,7 +154,7 @@ def head_loss(
         assert categories is not None and continuous is not None
         layout, n_codes = _head_layout(tuple(categorical), tuple(entropies)), len(entropies)
         recognition, recognition_stride = _rows(recognition)
-        recognition_address, recognition_dtype = recognition.data_ptr(), CODES[recognition.dtype]
+        recognition_address, recognition_dtype = recognition.data_ptr(), DTYPE_NUMBERS[recognition.dtype]
         q_gradient = torch.empty(recognition.shape, dtype=recognition.dtype)
         categories, continuous = categories.contiguous(), floats(continuous)
         categories_address, continuous_address = categories.data_ptr(), continuous.data_ptr()
@@ -164,7 +165,7 @@ def head_loss(
     _C.head_loss(
         layout,
         fake_logits.data_ptr(),
-        CODES[fake_logits.dtype],
+        DTYPE_NUMBERS[fake_logits.dtype],
         rows,
         fake_logits.stride(0),
         *real,
@@ -224,7 +225,7 @@ def image_batch(
         0 if flip_seed is None else flip_seed.data_ptr(),
         step.data_ptr(),
         FLIPS,
-        CODES[dtype],
+        DTYPE_NUMBERS[dtype],
         batch.data_ptr(),
         torch.get_num_threads(),
     )
@@ -274,20 +275,20 @@ def _pack(
     n_values = 1 if values is None else values.shape[0]
     dim = noise.shape[1] + sum(categorical) + n_continuous
     z = torch.empty((rows * n_values, dim), dtype=dtype, device=noise.device)
-    noise, noise_stride = _rows(noise if noise.dtype in CODES else noise.to(dtype))
-    continuous, continuous_stride = _rows(continuous if continuous.dtype in CODES else continuous.to(dtype))
+    noise, noise_stride = _rows(noise if noise.dtype in DTYPE_NUMBERS else noise.to(dtype))
+    continuous, continuous_stride = _rows(continuous if continuous.dtype in DTYPE_NUMBERS else continuous.to(dtype))
     categories, values = categories.contiguous(), None if values is None else floats(values)
     _C.pack_codes(
         layout,
         noise.data_ptr(),
-        CODES[noise.dtype],
+        DTYPE_NUMBERS[noise.dtype],
         noise_stride,
         categories.data_ptr(),
         continuous.data_ptr(),
-        CODES[continuous.dtype],
+        DTYPE_NUMBERS[continuous.dtype],
         continuous_stride,
         rows,
-        CODES[dtype],
+        DTYPE_NUMBERS[dtype],
         z.data_ptr(),
         code,
         0 if values is None else values.data_ptr(),
@@ -307,7 +308,7 @@ def unpack_codes(z: torch.Tensor, noise: int, categorical: Sequence[int]) -> tor
     _C.unpack_codes(
         layout,
         packed.data_ptr(),
-        CODES[z.dtype],
+        DTYPE_NUMBERS[z.dtype],
         z.shape[0],
         stride,
         categories.data_ptr(),
@@ -334,7 +335,7 @@ def recognize(
     _C.recognize(
         layout,
         recognition.data_ptr(),
-        CODES[recognition.dtype],
+        DTYPE_NUMBERS[recognition.dtype],
         rows,
         stride,
         categories.data_ptr(),

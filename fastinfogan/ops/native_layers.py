@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import torch
 
-from fastinfogan.ops.native import CODES, floats
+from fastinfogan.ops.native import DTYPE_NUMBERS, floats
 
 with suppress(ImportError):  # native.available() tells whether it is there
     import fastinfogan._C as _C
@@ -58,7 +58,7 @@ def convolve_transposed(images: torch.Tensor, matrix: torch.Tensor, stride: int,
         end = min(n, first + chunk)
         part = patches[: (end - first) * places]
         torch.mm(rows[first * places : end * places], matrix, out=part)
-        _C.fold(end - first, *shape, height, width, stride, before, CODES[images.dtype], part.data_ptr(),
+        _C.fold(end - first, *shape, height, width, stride, before, DTYPE_NUMBERS[images.dtype], part.data_ptr(),
                 large[first].data_ptr(), torch.get_num_threads())  # fmt: skip
     return large.permute(0, 3, 1, 2)
 
@@ -87,7 +87,7 @@ def _patches(images: torch.Tensor, stride: int, before: int) -> Iterator[tuple[i
     for first in range(0, n, chunk):
         end = min(n, first + chunk)
         part = patches[: (end - first) * places]
-        _C.patches(end - first, height, width, channels, *small, stride, before, CODES[images.dtype],
+        _C.patches(end - first, height, width, channels, *small, stride, before, DTYPE_NUMBERS[images.dtype],
                    source[first].data_ptr(), part.data_ptr(), torch.get_num_threads())  # fmt: skip
         yield first * places, end * places, part
 
@@ -113,7 +113,7 @@ def norm_act(
         columns,
         eps,
         slope,
-        CODES[x.dtype],
+        DTYPE_NUMBERS[x.dtype],
         x.data_ptr(),
         0 if gain is None else gain.data_ptr(),
         bias.data_ptr(),
@@ -148,7 +148,7 @@ def norm_act_backward(
         columns,
         eps,
         slope,
-        CODES[x.dtype],
+        DTYPE_NUMBERS[x.dtype],
         x.data_ptr(),
         0 if gain is None else gain.data_ptr(),
         bias.data_ptr(),
@@ -178,7 +178,7 @@ def adam(
         [weight.numel() for weight in weights],
         [weight.data_ptr() for weight in weights],
         [gradient.data_ptr() for gradient in gradients],
-        [CODES[gradient.dtype] for gradient in gradients],
+        [DTYPE_NUMBERS[gradient.dtype] for gradient in gradients],
         [moment.data_ptr() for moment in first_moments],
         [moment.data_ptr() for moment in second_moments],
         [copy.data_ptr() if copy.numel() else 0 for copy in copies],

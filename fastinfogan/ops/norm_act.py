@@ -7,12 +7,10 @@ than the products between them; a GPU has cuDNN and graph capture, so there is n
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, below_autograd, choose, first_order, implementation, register_op
+from fastinfogan.ops.backend import below_autograd, choose, first_order, implementation, register_op
 
 
 def norm_act(
@@ -36,7 +34,7 @@ def norm_act(
     gradient; without gain they are empty. Source: Ioffe and Szegedy 2015, Algorithm 1.
 
     Raises:
-        UserError: shapes that do not fit, or a group of less than two rows to normalise.
+        UserError: shapes that do not fit, or a group of fewer than two rows to normalise.
     """
     columns = bias.shape[0]
     if x.dim() != 2 or x.shape[1] != columns or groups < 1 or x.shape[0] % groups:
@@ -113,7 +111,7 @@ def _norm_act(
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("norm_act", cast(Backend, backend), _reference, native="native_layers")
+    run = implementation("norm_act", backend, _reference, native="native_layers")
     return run(x, bias, gain, slope, groups, eps)
 
 
@@ -130,7 +128,7 @@ def _norm_act_backward(
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("norm_act_backward", cast(Backend, backend), _backward_reference, native="native_layers")
+    run = implementation("norm_act_backward", backend, _backward_reference, native="native_layers")
     return run(y_gradient, x, bias, gain, mean, variance, slope, groups, eps)
 
 

@@ -1,7 +1,7 @@
-"""Codes to the generator's input and back: the one place that knows how values become columns.
+"""Codes to the generator's input and back: how values that were chosen, and not drawn, become columns.
 
-Traversals, interpolation and any code set by hand are built as (noise, categories, continuous) and packed here, so
-that nothing else writes one-hots.
+Traversals, interpolation and any code set by hand are built as (noise, categories, continuous) and packed here. Beside
+this only what draws latents writes one-hots: :mod:`fastinfogan.ops.sample_latents`, and a prior that is learnt.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops import native
-from fastinfogan.ops.arguments import require
-from fastinfogan.ops.backend import Backend, choose, implementation, register_op
+from fastinfogan.ops.arguments import DTYPES, require
+from fastinfogan.ops.backend import choose, implementation, register_op
 
 
 def pack_codes(
@@ -37,7 +36,7 @@ def pack_codes(
             0 .. K-1, named with its row.
     """
     require_codes("pack_codes", spec, noise, categories, continuous)
-    fused = {noise.dtype, continuous.dtype, dtype} <= set(native.DTYPES)
+    fused = {noise.dtype, continuous.dtype, dtype} <= set(DTYPES)
     chosen = choose(backend, noise.device.type, native_on_cuda=True, fused=fused)
     if chosen != "native" or noise.is_cuda:
         check_categories(spec, categories)
@@ -87,7 +86,7 @@ def unpack_codes(
     """
     if z.dim() != 2 or z.shape[1] != spec.dim:
         raise UserError(f"unpack_codes expected z of shape (n, {spec.dim}), got {tuple(z.shape)}")
-    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in native.DTYPES)
+    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in DTYPES)
     categories = torch.ops.fastinfogan.unpack_codes(z, spec.noise, spec.categorical, chosen)
     return z[:, : spec.noise], categories, z[:, spec.continuous_columns]
 
@@ -112,7 +111,7 @@ def _pack_codes(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    run = implementation("pack_codes", cast(Backend, backend), _reference)
+    run = implementation("pack_codes", backend, _reference)
     return run(noise, categories, continuous, categorical, dtype)
 
 
@@ -148,7 +147,7 @@ def _unpack_reference(z: torch.Tensor, noise: int, categorical: Sequence[int]) -
 
 @torch.library.custom_op("fastinfogan::unpack_codes", mutates_args=())
 def _unpack_codes(z: torch.Tensor, noise: int, categorical: Sequence[int], backend: str) -> torch.Tensor:
-    run = implementation("unpack_codes", cast(Backend, backend), _unpack_reference)
+    run = implementation("unpack_codes", backend, _unpack_reference)
     return cast(torch.Tensor, run(z, noise, categorical))
 
 

@@ -1,7 +1,7 @@
 """The one stream of random bits: Philox4x32-10 (Salmon et al., SC 2011), in plain PyTorch.
 
-Every random draw of a run (latents, shuffling, flips) is a pure function of the seed and of where it is used, so a
-resumed run, a run split over eight devices and a replayed CUDA graph see the same numbers, and there is no generator
+Every random draw of a run (latents, shuffling, flips, warps) is a pure function of the seed and of where it is used, so
+a resumed run, a run split over eight devices and a replayed CUDA graph see the same numbers, and there is no generator
 state to save. Words are held in int64 tensors, whose wrapping product has the right low 64 bits.
 """
 
@@ -80,6 +80,11 @@ def random_words(
     high = ((step >> 32) & 0xFFFFFF) | (stream << 24)
     words = philox(seed, (group, row, step & _MASK, high))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).reshape(rows, 4 * groups)
+
+
+def fractions(words: torch.Tensor) -> torch.Tensor:
+    """32-bit words as float32 in [0, 1), in steps of 2**-24: their upper 24 bits, all that a float32 can hold."""
+    return (words >> 8).float() * 2.0**-24
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, device: torch.device | str) -> torch.Tensor:

@@ -8,14 +8,14 @@ Source: Chen et al. 2016, section 6 (softmax for categorical, factored Gaussian 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops import native
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.arguments import DTYPES
+from fastinfogan.ops.backend import choose, implementation
 from fastinfogan.ops.head_loss import LOG_STD_MIN
 
 
@@ -43,7 +43,7 @@ def recognize(spec: LatentSpec, recognition: torch.Tensor, *, backend: str | Non
     """
     if recognition.dim() != 2 or recognition.shape[1] != spec.head_dim:
         raise UserError(f"recognize expected Q's output of shape (n, {spec.head_dim}), got {tuple(recognition.shape)}")
-    if recognition.dtype not in native.DTYPES:
+    if recognition.dtype not in DTYPES:
         raise UserError(f"recognize expected float32, bfloat16 or float16, got {recognition.dtype}")
     chosen = choose(backend, recognition.device.type, native_on_cuda=True, triton=False)
     return Recognition(*torch.ops.fastinfogan.recognize(recognition, spec.categorical, chosen))
@@ -68,7 +68,7 @@ def _reference(
 def _recognize(
     recognition: torch.Tensor, categorical: Sequence[int], backend: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("recognize", cast(Backend, backend), _reference)
+    run = implementation("recognize", backend, _reference)
     return run(recognition, categorical)
 
 

@@ -2,23 +2,22 @@
 
 A step needs the generator's input and the targets that lie in it. Drawing both from one counter-based stream keeps
 them equal by construction, and lets a captured graph draw anew at each replay: seed and step are read on the device.
-Source: Chen et al. 2016, sections 5 and appendix C (priors).
+Source: Chen et al. 2016, section 5 and appendix C (priors).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops.backend import Backend, choose, constant, implementation, register_op
-from fastinfogan.ops.philox import LATENTS, as_word64, random_words
+from fastinfogan.ops.arguments import DTYPES
+from fastinfogan.ops.backend import choose, constant, implementation, register_op
+from fastinfogan.ops.philox import LATENTS, as_word64, fractions, random_words
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_ROW = 1 << 32
 
 
@@ -77,14 +76,14 @@ def sample_latents(
 
 
 def _uniform(words: torch.Tensor) -> torch.Tensor:
-    return 2.0 * ((words >> 8).float() * 2.0**-24) - 1.0
+    return 2.0 * fractions(words) - 1.0
 
 
 def _normal(words: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Box-Muller on the pair of words that holds each draw: the even draw takes the cosine, the odd one the sine."""
     even = draws & ~1
     radius = torch.sqrt(-2.0 * torch.log(((words[:, even] >> 8) + 1).float() * 2.0**-24))
-    angle = 2.0 * math.pi * ((words[:, even + 1] >> 8).float() * 2.0**-24)
+    angle = 2.0 * math.pi * fractions(words[:, even + 1])
     return radius * torch.where((draws & 1).bool(), torch.sin(angle), torch.cos(angle))
 
 
@@ -134,7 +133,7 @@ def _sample_latents(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = implementation("sample_latents", cast(Backend, backend), _reference)
+    run = implementation("sample_latents", backend, _reference)
     return run(seed, step, batch, noise, noise_normal, categorical, continuous_normal, stream, row_offset, dtype)
 
 

@@ -6,15 +6,13 @@ The grid is built directly in the generator's packed form: repeating noise and c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
-from fastinfogan.ops import native
-from fastinfogan.ops.arguments import require
-from fastinfogan.ops.backend import Backend, choose, implementation
+from fastinfogan.ops.arguments import DTYPES, require
+from fastinfogan.ops.backend import choose, implementation
 from fastinfogan.ops.pack_codes import _reference as _pack_reference
 from fastinfogan.ops.pack_codes import check_categories, require_codes
 
@@ -49,7 +47,7 @@ def traversal(
     require("traversal", "values", values, (values.numel(),), noise.device, "any")
     if not 0 <= code < len(spec.names):
         raise UserError(f"traversal expected the number of a code, 0 to {len(spec.names) - 1}, got {code}")
-    if dtype not in native.DTYPES:
+    if dtype not in DTYPES:
         raise UserError(f"latents can be float32, bfloat16 or float16, not {dtype}")
     check_categories(spec, categories)
     if code < n_categorical and not torch.compiler.is_compiling():
@@ -93,7 +91,7 @@ def _traversal(
     dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    run = implementation("traversal", cast(Backend, backend), _reference)
+    run = implementation("traversal", backend, _reference)
     return run(noise, categories, continuous, code, values, categorical, dtype)
 
 
