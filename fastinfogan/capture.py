@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from fastinfogan.errors import first_line
 from fastinfogan.precision import Precision
 
 Capture = Literal["auto", "off"]
@@ -92,8 +93,8 @@ def obstacle(wanted: Capture, precision: Precision) -> str | None:
 class Replayed:
     """``body`` as a callable that soon becomes a replay of itself.
 
-    ``static``: the tensors that the host fills between two calls and ``body`` reads. Where they no longer lie where
-    they lay, or the capture is refused, ``body`` runs eagerly from then on, and ``say`` is told why in one line.
+    ``static``: the tensors that the host fills between two calls and ``body`` reads. If one of them has moved, or the
+    capture is refused, ``body`` runs eagerly from then on, and ``say`` is told why in one line.
     """
 
     def __init__(
@@ -128,12 +129,10 @@ class Replayed:
             try:
                 graph.record(self.body)
             except RuntimeError as error:
-                # Where the body failed, ending the capture fails behind it, and knows less.
+                # If the body failed, ending the capture fails too, with a less useful message.
                 cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
                 graph.release()
-                self._give_up(
-                    f"the capture was refused ({(str(cause).strip() or type(cause).__name__).splitlines()[0]})"
-                )
+                self._give_up(f"the capture was refused ({first_line(cause)})")
                 return False
             self.recorded = addresses
         elif addresses != self.recorded:

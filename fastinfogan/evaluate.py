@@ -43,12 +43,9 @@ def main() -> None:
     groups = ALL if command.all else command.groups
     chosen = groups not in (ALL, QUICK)
     evaluation = evaluate(config, generator, discriminator, saved.step, groups, insist=chosen)
-    folder = saved.run_dir
-    try:
-        evaluation.write(folder / "evaluation.json")
-    finally:  # what cannot be written is still shown, and what cannot be shown (a closed pipe) is still written
-        print(evaluation.table())
-    print(f"written to {folder / 'evaluation.json'}")
+    path = saved.run_dir / "evaluation.json"
+    evaluation.publish(path)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastinfogan.config import TrainConfig
-from fastinfogan.errors import UserError
+from fastinfogan.errors import UserError, first_line
 from fastinfogan.networks import Discriminator, Generator
 from fastinfogan.run_directory import RunDirectory
 
@@ -29,7 +29,7 @@ _FAILURES = (UserError, OSError, RuntimeError, MemoryError)  # torch's want of m
 class Evaluations:
     """The evaluations of one run, logged to its folder with the step that they belong to; one at a time.
 
-    One that cannot be made, because its data set is gone or the memory is full, is told of and ends nothing.
+    One that fails, because its data set is gone or memory is full, is reported, and training goes on.
     """
 
     def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
@@ -86,5 +86,4 @@ class Evaluations:
 
 
 def _tell(say: Say, step: int, error: BaseException) -> None:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    say(f"step {step} could not be evaluated, training goes on: {reason}")
+    say(f"step {step} could not be evaluated, training goes on: {first_line(error)}")

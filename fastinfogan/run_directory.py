@@ -36,13 +36,13 @@ def new_folder(config: TrainConfig) -> Path:
     names = (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000)))  # runs that start in one second
     try:
         base.parent.mkdir(exist_ok=True)
-        return next(name for name in names if _made(name))
+        return next(name for name in names if _create(name))
     except OSError as error:
         raise UserError(f"cannot write to the run folder {base} ({error.strerror}): choose another --run-dir") from None
 
 
-def _made(folder: Path) -> bool:
-    """Whether ``folder`` was not there, and now is: of two runs that ask at once, one makes it."""
+def _create(folder: Path) -> bool:
+    """Create ``folder``; False where it exists. Atomic: of two runs that ask at once only one gets it."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -81,7 +81,10 @@ class RunDirectory:
             self.figures.mkdir(parents=True, exist_ok=True)
             self._keep_others_out(wait)
             if newest is not None and (now := checkpoint.newest(path)) != newest:
-                raise UserError(f"{path} went from {newest.name} to {now and now.name} meanwhile: resume it once more")
+                raise UserError(
+                    f"the newest checkpoint of {path} changed from {newest.name} to {now and now.name} while this run "
+                    f"was starting: start the same command again"
+                )
             write_whole(path / "config.json", to_json(config).encode())
             self._forget_after(step)
         except OSError as error:

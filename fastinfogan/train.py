@@ -217,11 +217,7 @@ def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:
     """What a completed run leaves: final figures, the curves, the evaluation."""
     trainer.draw_figures("final")
     figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
-    evaluation = evaluate(config, *trainer.alone(), trainer.step)
-    try:
-        evaluation.write(run.path / "evaluation.json")
-    finally:  # what cannot be written is still shown, and what cannot be shown (a closed pipe) is still written
-        print(evaluation.table())
+    evaluate(config, *trainer.alone(), trainer.step).publish(run.path / "evaluation.json")
 
 
 def _describe(device: torch.device) -> str:

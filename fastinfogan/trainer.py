@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -266,11 +265,8 @@ class Trainer:
         try:
             yield
         except LostProcess as error:
-            folder, last = self.run_directory.path, self._last_good()
-            advice = f"the last good checkpoint is {last}; resume it on any number of processes with --resume {folder}"
-            raise LostProcess(
-                f"{error} after step {self.step}: {advice if last else 'there is no checkpoint yet; start again'}"
-            ) from None
+            remedy = f"resume it on any number of processes with --resume {self.run_directory.path}"
+            raise LostProcess(f"{error} after step {self.step}: {self._advice(remedy, 'start again')}") from None
 
     def _read_metrics(self) -> dict[str, float]:
         """Means since the last reading. Waits for the device."""
@@ -281,7 +277,7 @@ class Trainer:
         return values
 
     def _watch_the_game(self, values: dict[str, float], say: Callable[[str], None]) -> None:
-        """Say it once, at the second reading in a row, where D has won: such runs do not mend themselves."""
+        """Warn once, at the second reading in a row at which D has won: such runs do not recover."""
         loss = values["loss/d_real"] + values["loss/d_fake"]
         self._readings_won = self._readings_won + 1 if loss < WON else 0
         if self._readings_won == 2:
@@ -326,20 +322,17 @@ class Trainer:
         state = self.state()
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"{name} is not finite after step {self.step}: {self._advice()}")
+                raise self._not_finite(f"{name} is not finite after step {self.step}")
         checkpoint.save(self.run_directory.path, self.step, self.config, state, self.config.keep)
 
     def _require_finite(self) -> None:
         if (bad := self.metrics.first_not_finite()) is not None:
             name, step = bad
-            raise UserError(f"{name} became not finite at step {step}: {self._advice()}")
+            raise self._not_finite(f"{name} became not finite at step {step}")
 
-    def _advice(self) -> str:
+    def _not_finite(self, what: str) -> UserError:
         remedy = "with a lower --lr-d or --lr-g, or without --amp"
-        last = self._last_good()
-        return f"the last good checkpoint is {last}; resume from it {remedy}" if last else (
-            f"there is no checkpoint yet; start again {remedy}"
-        )  # fmt: skip
+        return UserError(f"{what}: {self._advice(f'resume from it {remedy}', f'start again {remedy}')}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -347,21 +340,21 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            folder, last = self.run_directory.path, self._last_good()
-            remedy = (
-                f"the last good checkpoint is {last}: free some space and resume with --resume {folder}"
-                if last
-                else "there is no checkpoint yet: free some space and start again"
+            folder = self.run_directory.path
+            advice = self._advice(
+                f"free some space and resume with --resume {folder}", "free some space and start again"
             )
             raise UserError(
-                f"could not write to {folder} at step {self.step} ({error.strerror or error}); {remedy}"
+                f"could not write to {folder} at step {self.step} ({error.strerror or error}): {advice}"
             ) from None
 
-    def _last_good(self) -> Path | None:
+    def _advice(self, resume: str, restart: str) -> str:
+        """The last good checkpoint and how to ``resume`` it, or how to ``restart`` where there is none."""
         try:
-            return checkpoint.load(self.run_directory.path).path
+            last = checkpoint.load(self.run_directory.path).path
         except UserError:
-            return None
+            return f"there is no checkpoint yet; {restart}"
+        return f"the last good checkpoint is {last}; {resume}"
 
     def state(self) -> dict[str, torch.Tensor]:
         """All tensors that the next iteration depends on, by dotted name."""

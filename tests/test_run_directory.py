@@ -118,7 +118,7 @@ def test_a_checkpoint_that_another_process_saved_before_it_ended_is_not_gone_bac
     chosen.touch()
     RunDirectory(logged, tiny_config(), 40, newest=chosen).close()
     later.touch()
-    with pytest.raises(UserError, match=f"went from {chosen.name} to {later.name} meanwhile: resume it once more"):
+    with pytest.raises(UserError, match=f"changed from {chosen.name} to {later.name} while this run was starting: "):
         RunDirectory(logged, tiny_config(), 20, newest=chosen)
     assert later.exists() and steps(logged)[-1] == 40
     RunDirectory(logged, tiny_config(), 20).close()  # of a checkpoint that was named

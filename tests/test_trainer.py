@@ -471,7 +471,7 @@ def test_a_disk_that_fills_up_before_any_checkpoint_asks_for_another_start(
 ) -> None:
     made = make_trainer(tiny_config(log_every=1), tmp_path)
     monkeypatch.setattr(made.run_directory, "log", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    with pytest.raises(UserError, match=r"there is no checkpoint yet: free some space and start again$"):
+    with pytest.raises(UserError, match=r"there is no checkpoint yet; free some space and start again$"):
         made.train(quiet)
 
 

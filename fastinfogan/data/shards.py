@@ -35,7 +35,7 @@ from tqdm import tqdm
 from fastinfogan.data.archives import read_at
 from fastinfogan.data.factors import FILE, factors_of, write_factors
 from fastinfogan.data.split import Encoded, Split
-from fastinfogan.errors import UserError
+from fastinfogan.errors import UserError, first_line
 from fastinfogan.files import write_whole
 
 MANIFEST = "shards.json"
@@ -246,9 +246,7 @@ def _read(folder: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, pydantic.ValidationError) as error:
-        raise UserError(
-            f"{path.absolute()} is damaged ({str(error).splitlines()[0]}): delete it and shard again"
-        ) from None
+        raise UserError(f"{path.absolute()} is damaged ({first_line(error)}): delete it and shard again") from None
 
 
 def _save(folder: Path, manifest: Manifest) -> None:

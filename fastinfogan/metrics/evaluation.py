@@ -80,6 +80,17 @@ class Evaluation:
                 f"and evaluate again"
             ) from None
 
+    def publish(self, path: Path) -> None:
+        """Write it to ``path`` and print the table.
+
+        Raises:
+            UserError: the file cannot be written; the table is printed all the same.
+        """
+        try:
+            self.write(path)
+        finally:  # what cannot be written is still shown, and what cannot be shown (a closed pipe) is still written
+            print(self.table())
+
     def table(self) -> str:
         """The figures and the protocol behind them, as text."""
         lines = [f"after {self.step} iterations"]
@@ -129,7 +140,7 @@ def evaluate(
     the reason in ``missing``.
 
     Raises:
-        UserError: the data set is not where ``config.data`` says, or, to ``insist``, a group that cannot be measured.
+        UserError: the data set is not where ``config.data`` says, or, with ``insist``, a group that cannot be measured.
     """
     subject = Subject(config, generator, discriminator)
     lacks = {group: reason for group in groups if (reason := lacking(subject, group))}

@@ -24,7 +24,7 @@ import tyro
 
 from fastinfogan import data
 from fastinfogan.commands import run_command
-from fastinfogan.errors import UserError
+from fastinfogan.errors import UserError, first_line
 from fastinfogan.files import write_whole
 from fastinfogan.metrics.convnet import ConvNet, fit, outputs_of
 from fastinfogan.precision import choose_device
@@ -90,7 +90,7 @@ def _stored(dataset: str, path: Path) -> tuple[ConvNet, dict[str, str]]:
         network.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not hold the weights of {NAMES[dataset]} ({str(error).splitlines()[0]}): delete it, and run "
+            f"{path} does not hold the weights of {NAMES[dataset]} ({first_line(error)}): delete it, and run "
             f"`python -m fastinfogan.metrics.features --dataset {dataset}`"
         ) from None
     return network, metadata

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
 from fastinfogan.data.render.sheet import contact_sheet
-from fastinfogan.errors import UserError
+from fastinfogan.errors import UserError, first_line
 from fastinfogan.files import write_whole
 
 PART = ".part"
@@ -125,7 +125,7 @@ def _recorded(record: Path) -> Recipe:
         return pydantic.TypeAdapter(Recipe).validate_json(record.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         raise UserError(
-            f"{record.absolute()} is damaged ({str(error).splitlines()[0]}): choose another --out, or delete "
+            f"{record.absolute()} is damaged ({first_line(error)}): choose another --out, or delete "
             f"{record.parent.absolute()}"
         ) from None
 
