@@ -58,7 +58,7 @@ class Judge:
         image_range = config.network_tables.image_range
         judge = recalibrated(discriminator, image_batches(pixels, image_range, device))
         training, held_out, test = (
-            (predict(judge, config.spec, split, image_range)[:, 0], split.labels)
+            (predict(judge, config.spec, split.pixels, image_range)[:, 0], split.labels)
             for split in (self.training, self.held_out, self.test)
         )
         k = config.spec.categorical[0]

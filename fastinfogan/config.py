@@ -14,13 +14,14 @@ from typing import Literal
 
 import pydantic
 
+from fastinfogan.capture import Capture
 from fastinfogan.codes import LatentSpec, Prior, parse_code
+from fastinfogan.data.batches import Placement
 from fastinfogan.errors import UserError
-from fastinfogan.networks import TABLES, Tables
+from fastinfogan.networks import TABLES, Tables, TablesName
 from fastinfogan.objective import Objective
 
 DatasetName = Literal["mnist", "fashion-mnist", "svhn", "celeba", "faces", "chairs", "dsprites", "folder"]
-TablesName = Literal["mnist", "svhn", "celeba", "celeba-64", "faces", "chairs", "dsprites"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrainConfig:
     """Which images to learn from; 'folder' takes JPEG and PNG files from --data, a folder, a zip or a tar."""
     data: Path = Path("data")
     """Where the data sets lie or are fetched to; for 'folder', the images themselves."""
-    placement: Literal["auto", "resident", "stream"] = "auto"
+    placement: Placement = "auto"
     """Hold the images decoded on the training device, or stream them through DALI; auto holds what fits."""
     gray: bool = False
     """Turn colour images to grey, for networks of one channel."""
@@ -93,7 +94,7 @@ class TrainConfig:
     """Mixed precision: bfloat16 or float16 where the device has it in hardware; the choice is printed."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    capture: Literal["auto", "off"] = "auto"
+    capture: Capture = "auto"
     """Replay iterations as one CUDA graph where the device is a GPU; off runs them op by op."""
     compile: bool = False
     """Compile the networks with torch.compile: minutes at the start, fewer passes over memory after it."""

@@ -17,11 +17,11 @@ from fastinfogan.codes import LatentSpec
 from fastinfogan.distributed import Average
 from fastinfogan.prior import LearnedPrior
 
-SHARPNESS = 0.2  # of the targets: below 1 they are surer than Q is, and so lead it
+TEMPERATURE = 0.2  # of the targets: below 1 they are surer than Q is, and so lead it
 PULL = 0.9  # of equal shares on the targets: 0 is none, 1 allows no others
 # Under a learnt prior. Sharper, it ends more unequal than the classes are; pulled more, Q's answers hardly differ from
 # it, and it stays where it is (bench/NOTES.md).
-PRIOR_SHARPNESS, PRIOR_PULL = 0.5, 0.5
+PRIOR_TEMPERATURE, PRIOR_PULL = 0.5, 0.5
 
 
 def invariance(
@@ -49,10 +49,10 @@ def invariance(
         columns = spec.logit_columns(code)
         logits = [outputs[..., columns].float() for outputs in (one, other)]
         if prior is None:
-            targets = [leaning(own / SHARPNESS, PULL, average=average) for own in logits][::-1]
+            targets = [leaning(own / TEMPERATURE, PULL, average=average) for own in logits][::-1]
         else:
             shares = prior.probabilities()[code]
-            targets = [leaning(own / PRIOR_SHARPNESS, PRIOR_PULL, shares, average) for own in logits][::-1]
+            targets = [leaning(own / PRIOR_TEMPERATURE, PRIOR_PULL, shares, average) for own in logits][::-1]
         for own, target, gradient in zip(logits, targets, gradients, strict=True):
             log_probability = torch.log_softmax(own, -1)
             total -= (target * log_probability).sum((1, 2)) / (2 * n)

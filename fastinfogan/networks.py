@@ -24,6 +24,7 @@ from fastinfogan.prior import LearnedPrior
 
 Activation = Literal["lrelu", "relu", "sigmoid", "tanh", "none"]
 Kind = Literal["conv", "fc", "up"]
+TablesName = Literal["mnist", "svhn", "celeba", "celeba-64", "faces", "chairs", "dsprites"]
 
 Shape = tuple[int, int]  # channels, side of the square image; a vector has side 1
 
@@ -88,7 +89,7 @@ _COLOUR = Tables(
     generator=[fc(448, norm=True, grid=2), up(256, norm=True), up(128), up(64), up(3, act="tanh")],
 )
 
-TABLES: dict[str, Tables] = {
+TABLES: dict[TablesName, Tables] = {
     # Table 1
     "mnist": Tables(
         image=(1, 28, 28),

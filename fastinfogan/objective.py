@@ -101,7 +101,6 @@ class Phase:
         self.optimiser = adam_for(
             parameters, precision.device, lr=descent.learning_rate, betas=descent.betas, copies=descent.copies
         )
-        self.code_weights = objective.code_weights(spec, precision.device)
         self.one = torch.ones((), device=precision.device)
 
     def loss_scale(self) -> torch.Tensor | None:
@@ -232,6 +231,7 @@ class GeneratorPhase(Phase):
             parameters += discriminator.recognition_head.parameters()
             self.frozen = [*discriminator.trunk.parameters(), *discriminator.adversarial_head.parameters()]
         super().__init__(parameters, discriminator, spec, objective, descent, precision, scaler)
+        self.code_weights = objective.code_weights(spec, precision.device)
 
     def update(self, fakes: torch.Tensor, latents: Latents) -> torch.Tensor:
         """One step through D and Q on ``fakes`` that carry G's graph.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.errors import UserError
-from fastinfogan.invariance import PRIOR_PULL, PULL, SHARPNESS, invariance, leaning
+from fastinfogan.invariance import PRIOR_PULL, PULL, TEMPERATURE, invariance, leaning
 from fastinfogan.objective import Objective
 from fastinfogan.precision import Precision
 from fastinfogan.warp import random_affine
@@ -50,7 +50,7 @@ def disagreement(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         views = [one[:, columns], other[:, columns]]
         targets = []
         for logits in views:
-            kernel = (logits.detach() / SHARPNESS).exp()
+            kernel = (logits.detach() / TEMPERATURE).exp()
             share, of_columns = len(logits) / logits.shape[1], kernel.new_ones(logits.shape[1])
             for _ in range(4):
                 of_rows = 1 / (kernel @ of_columns)

@@ -25,7 +25,7 @@ from fastinfogan.metrics.clustering import UNMATCHED, Clustering, clustering, jo
 from fastinfogan.metrics.evaluation import Evaluation, evaluate
 from fastinfogan.metrics.images import image_batches
 from fastinfogan.metrics.information import information_bound
-from fastinfogan.metrics.subject import Labelled, predict
+from fastinfogan.metrics.subject import predict
 from fastinfogan.networks import build
 from fastinfogan.ops import LOG_STD_MIN
 
@@ -300,7 +300,7 @@ def test_the_prediction_is_the_argmax_of_each_code(tiny_networks: None) -> None:
     _, discriminator = build(config.network_tables, config.spec, seed=0)
     discriminator.eval()
     pixels = torch.randint(0, 256, (1203, 28, 28, 1), dtype=torch.uint8)
-    found = predict(discriminator, config.spec, Labelled(pixels, torch.zeros(1203)), (0.0, 1.0))
+    found = predict(discriminator, config.spec, pixels, (0.0, 1.0))
     with torch.no_grad():
         _, recognition = discriminator(pixels.permute(0, 3, 1, 2) / 255)
     assert found.shape == (1203, 2)

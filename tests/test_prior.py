@@ -15,7 +15,7 @@ from conftest import Command
 from fastinfogan import Categorical, Latents, LatentSpec, Uniform, checkpoint, evaluate, figures, generate
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.invariance import PRIOR_PULL, PRIOR_SHARPNESS, leaning
+from fastinfogan.invariance import PRIOR_PULL, PRIOR_TEMPERATURE, leaning
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.networks import build
@@ -154,7 +154,7 @@ def test_the_invariance_term_leans_towards_a_learnt_prior() -> None:
     expected = torch.zeros(())
     for code, wanted in enumerate(FREQUENCIES):
         views = [view[:, SPEC.logit_columns(code)] for view in (one, other)]
-        targets = [leaning(view / PRIOR_SHARPNESS, PRIOR_PULL, torch.tensor(wanted)) for view in views]
+        targets = [leaning(view / PRIOR_TEMPERATURE, PRIOR_PULL, torch.tensor(wanted)) for view in views]
         for view, target in zip(views, targets[::-1], strict=True):
             expected = expected + torch.nn.functional.cross_entropy(view, target) / 2
     value, *gradients = of_one_head(SPEC, one, other, 1.0, prior=prior)

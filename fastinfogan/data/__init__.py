@@ -15,7 +15,7 @@ from fastinfogan.data.files import open_celeba, open_folder, require_channels
 from fastinfogan.data.mnist import open_fashion, open_mnist
 from fastinfogan.data.renders import open_chairs, open_faces
 from fastinfogan.data.shards import open_shards
-from fastinfogan.data.split import Decoded, Encoded, Factors, Image, Rejected, Split
+from fastinfogan.data.split import Decoded, Encoded, Factors, ImageShape, Rejected, Split
 from fastinfogan.data.svhn import open_svhn
 from fastinfogan.errors import UserError
 from fastinfogan.networks import TABLES
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def open_split(
-    dataset: str, root: Path, split: Split, image: Image, *, gray: bool = False, tables: str = "chosen"
+    dataset: str, root: Path, split: Split, image: ImageShape, *, gray: bool = False, tables: str = "chosen"
 ) -> Decoded | Encoded:
     """Open ``split`` of ``dataset`` below the folder ``root`` for networks that take ``image`` = (C, H, W).
 

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import torch
 import tyro
@@ -18,20 +18,19 @@ from tyro.conf import Positional
 
 from fastinfogan import ops
 from fastinfogan.commands import run_command
-from fastinfogan.config import DatasetName, TablesName, preset
+from fastinfogan.config import DatasetName, preset
 from fastinfogan.data import Decoded, Encoded, Factors, Split, open_split, shards, store
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.header import Refused, size_of
+from fastinfogan.data.render import RenderName
 from fastinfogan.data.render import render as draw
 from fastinfogan.errors import UserError
 from fastinfogan.figures import grid
-from fastinfogan.networks import TABLES, Tables
+from fastinfogan.networks import TABLES, Tables, TablesName
 
 SHEET_COLUMNS = 10
 CHUNK = 4096  # images summed at a time
 MEASURED = 1000  # files whose own sizes are looked at
-
-RenderName = Literal["faces", "chairs", "celeba-like", "svhn-like", "sprites"]
 
 
 def _one_of(names: object) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from fastinfogan import ops
 from fastinfogan.data.decode import Decoder, decode_all
-from fastinfogan.data.split import Decoded, Encoded, Image
+from fastinfogan.data.split import Decoded, Encoded, ImageShape
 from fastinfogan.errors import UserError
 from fastinfogan.ops.philox import as_word64, epoch_order
 
@@ -177,7 +177,7 @@ class StreamBatches(_Batches):
     Raises :class:`UserError` when the batch is larger than the set or more than ``reject_limit`` of it is damaged.
     """
 
-    def __init__(self, encoded: Encoded, plan: BatchPlan, *, image: Image, reject_limit: float = 0.01) -> None:
+    def __init__(self, encoded: Encoded, plan: BatchPlan, *, image: ImageShape, reject_limit: float = 0.01) -> None:
         super().__init__(len(encoded), plan, torch.device("cpu"))
         channels, height, width = image
         self.pixels = torch.empty((plan.batch, height, width, channels), dtype=torch.uint8, device=plan.device)
@@ -206,7 +206,7 @@ def open_batches(
     split: Decoded | Encoded,
     plan: BatchPlan,
     *,
-    image: Image,
+    image: ImageShape,
     placement: Placement = "auto",
     reject_limit: float = 0.01,
     progress: bool = True,

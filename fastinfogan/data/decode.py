@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fastinfogan.data import store
 from fastinfogan.data.header import Refused, require_decodable
-from fastinfogan.data.split import Decoded, Encoded, Image, Rejected
+from fastinfogan.data.split import Decoded, Encoded, ImageShape, Rejected
 from fastinfogan.errors import UserError
 
 STORE_BATCH = 64  # large enough to keep the threads busy, small enough for photographs of 20 megapixels
@@ -50,7 +50,7 @@ class Decoder:
     def __init__(
         self,
         encoded: Encoded,
-        image: Image,
+        image: ImageShape,
         *,
         device: torch.device,
         batch: int,
@@ -167,7 +167,7 @@ class Decoder:
 
 def decode_all(
     encoded: Encoded,
-    image: Image,
+    image: ImageShape,
     device: torch.device,
     *,
     reject_limit: float = 0.01,
@@ -204,7 +204,7 @@ def decode_all(
     )
 
 
-def _blocks(encoded: Encoded, image: Image, device: torch.device, reject_limit: float) -> store.Blocks:
+def _blocks(encoded: Encoded, image: ImageShape, device: torch.device, reject_limit: float) -> store.Blocks:
     n = len(encoded)
     batches = -(-n // STORE_BATCH)
     per_block = store.BLOCK // STORE_BATCH

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 Split = Literal["train", "test"]
-Image = tuple[int, int, int]  # channels, height, width: the order of the networks' tables
+ImageShape = tuple[int, int, int]  # channels, height, width: the order of the networks' tables
 FactorKind = Literal["continuous", "circular", "categorical"]
 
 

@@ -199,7 +199,7 @@ def _information(subject: Subject) -> dict[str, float]:
 def _clusterings(subject: Subject) -> dict[str, Clustering]:
     spec = subject.config.spec
     train, test = subject.real
-    on_train, on_test = (predict(subject.judge, spec, split, subject.image_range) for split in (train, test))
+    on_train, on_test = (predict(subject.judge, spec, split.pixels, subject.image_range) for split in (train, test))
     found = {
         spec.names[code]: clustering((on_train[:, code], train.labels), (on_test[:, code], test.labels), k)
         for code, k in enumerate(spec.categorical)
@@ -222,7 +222,7 @@ def _samples(subject: Subject) -> SampleQuality:
         real=real.pixels,
         training=training.pixels,
         generated=made.pixels,
-        real_values=predict(subject.judge, spec, real, subject.image_range),
+        real_values=predict(subject.judge, spec, real.pixels, subject.image_range),
         generated_values=made.categories,
         names=spec.names[: len(spec.categorical)],
         seen=subject.test_split is None,

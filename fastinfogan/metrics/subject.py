@@ -123,12 +123,15 @@ class Subject:
 
 @torch.inference_mode()
 def predict(
-    discriminator: Discriminator, spec: LatentSpec, split: Labelled, image_range: tuple[float, float]
+    discriminator: Discriminator, spec: LatentSpec, pixels: torch.Tensor, image_range: tuple[float, float]
 ) -> torch.Tensor:
-    """The likeliest value of every categorical code of every image: int64 ``[n, n_categorical]`` on the CPU."""
+    """The likeliest value of every categorical code of images uint8 ``[n, h, w, c]``.
+
+    Returns int64 ``[n, n_categorical]`` on the CPU.
+    """
     device = next(discriminator.parameters()).device
     parts = [
         recognize(spec, discriminator.recognition(discriminator.features(images))).categories
-        for images in image_batches(split.pixels, image_range, device)
+        for images in image_batches(pixels, image_range, device)
     ]
     return torch.cat(parts).cpu()

@@ -27,14 +27,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Literal, get_args
 
 from fastinfogan.data.render.output import produce
 from fastinfogan.data.render.painter import Recipe
 from fastinfogan.errors import UserError
 
-NAMES = ("faces", "chairs", "celeba-like", "svhn-like", "sprites")
+RenderName = Literal["faces", "chairs", "celeba-like", "svhn-like", "sprites"]
+NAMES: tuple[str, ...] = get_args(RenderName)
 
-__all__ = ["NAMES", "render"]
+__all__ = ["NAMES", "RenderName", "render"]
 
 
 def render(
