@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from bench import plots
 from bench.measure import announce, in_turns, results_file, throughput_rows, write_csv
 from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
+from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.decode import decode_all, decoder_threads
-from fastinfogan.data.files import open_celeba
 
 IMAGE = (3, 32, 32)
 RANGE = (-1.0, 1.0)

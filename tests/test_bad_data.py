@@ -27,7 +27,8 @@ from test_bad_input import assert_told
 
 from fastinfogan import checkpoint, train
 from fastinfogan.data import dsprites, open_split, shards
-from fastinfogan.data.files import open_celeba, open_folder
+from fastinfogan.data.celeba import open_celeba
+from fastinfogan.data.folder import open_folder
 from fastinfogan.data.renders import open_faces
 from fastinfogan.errors import UserError
 

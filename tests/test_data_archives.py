@@ -13,7 +13,7 @@ import pytest
 from image_files import photograph, truncated, write_folder, write_tar, write_zip
 
 from fastinfogan.data import Encoded, archives
-from fastinfogan.data.files import open_folder
+from fastinfogan.data.folder import open_folder
 from fastinfogan.errors import UserError
 
 FILES = {"b.JPG": b"b", "a/2.png": b"2", "a/10.jpeg": b"10", "notes.txt": b"no image", "__MACOSX/._b.jpg": b""}

@@ -11,7 +11,7 @@ from image_files import photograph, write_folder
 
 from fastinfogan.data import BatchPlan, Decoded, Encoded, ResidentBatches, StreamBatches, batches, open_batches
 from fastinfogan.data.batches import Order, free_bytes
-from fastinfogan.data.files import open_folder
+from fastinfogan.data.folder import open_folder
 from fastinfogan.errors import UserError
 
 N = 22

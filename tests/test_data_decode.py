@@ -20,7 +20,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 from fastinfogan.data import Encoded, Factors, decode
 from fastinfogan.data.decode import Decoder, decode_all
-from fastinfogan.data.files import open_folder
+from fastinfogan.data.folder import open_folder
 from fastinfogan.errors import UserError
 
 CPU = torch.device("cpu")

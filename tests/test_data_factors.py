@@ -22,8 +22,8 @@ from image_files import (
 )
 
 from fastinfogan.data import Decoded, Encoded, Factors, factors, open_split
+from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.factors import factors_of, read_factors, write_factors
-from fastinfogan.data.files import open_celeba
 from fastinfogan.data.renders import chair_factors, open_chairs, open_faces
 from fastinfogan.errors import UserError
 

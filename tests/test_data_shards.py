@@ -18,7 +18,8 @@ import torch
 from image_files import photograph, write_celeba, write_folder
 
 from fastinfogan.data import BatchPlan, Encoded, StreamBatches, open_split, shards
-from fastinfogan.data.files import open_celeba, open_folder
+from fastinfogan.data.celeba import open_celeba
+from fastinfogan.data.folder import open_folder
 from fastinfogan.data.shards import write_shards
 from fastinfogan.errors import UserError
 

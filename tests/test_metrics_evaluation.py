@@ -18,7 +18,7 @@ from test_metrics_traversal import rendered
 from fastinfogan import data, evaluate
 from fastinfogan.config import TrainConfig
 from fastinfogan.data.factors import write_factors
-from fastinfogan.data.files import open_folder
+from fastinfogan.data.folder import open_folder
 from fastinfogan.data.shards import write_shards
 from fastinfogan.data.split import Decoded, Factors
 from fastinfogan.errors import UserError

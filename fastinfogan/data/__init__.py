@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastinfogan.data.batches import BatchPlan, ResidentBatches, StreamBatches, open_batches, require_whole_batch
+from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.dsprites import open_dsprites
-from fastinfogan.data.files import open_celeba, open_folder, require_channels
+from fastinfogan.data.folder import open_folder, require_channels
 from fastinfogan.data.mnist import open_fashion, open_mnist
 from fastinfogan.data.renders import open_chairs, open_faces
 from fastinfogan.data.shards import open_shards

@@ -1,7 +1,7 @@
-"""CelebA's two text files: forty attributes of each image, and which split it belongs to.
+"""CelebA: its images, and its two text files, forty attributes of each image and which split it belongs to.
 
-Both come from outside, and a line that is lost would give an image the wrong attributes or the wrong split; so every
-line is checked, and the one at fault is named.
+Both files come from outside, and a line that is lost would give an image the wrong attributes or the wrong split; so
+every line is checked, and the one at fault is named.
 """
 
 from __future__ import annotations
@@ -13,12 +13,45 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastinfogan.data.split import FactorKind, Factors, Split
+from fastinfogan.data.archives import encode, listing
+from fastinfogan.data.factors import FILE, read_factors
+from fastinfogan.data.split import Encoded, FactorKind, Factors, Split
 from fastinfogan.errors import UserError
 
+IMAGES = "img_align_celeba"
+CROP = 148  # pixels of the 178 x 218 published: the face without most of the background
 ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 FIRST_TEST_IMAGE = 182_638  # of the published partition
+
+
+def open_celeba(root: Path, split: Split) -> Encoded:
+    """CelebA, aligned and cropped: ``img_align_celeba`` as a folder or zip in ``<root>/celeba`` or ``root``.
+
+    The splits are those of ``list_eval_partition.txt`` where it lies beside, else the published ones by image number;
+    train includes the validation images, which nothing here uses otherwise. The centred 148 x 148 square is used.
+    The factors are the attributes of ``list_attr_celeba.txt`` where it lies beside; of a rendered set of the same
+    layout they are what it was drawn from. Raises :class:`UserError` when the set is absent or damaged, or the split
+    has no image.
+    """
+    places = [folder / name for folder in (root / "celeba", root) for name in (IMAGES, f"{IMAGES}.zip")]
+    path = next((p for p in places if p.exists()), None)
+    if path is None:
+        raise UserError(
+            f"CelebA is absent: looked for {', '.join(str(p.absolute()) for p in places)}; download "
+            f"Align&Cropped Images ({IMAGES}.zip) and {ATTRIBUTES} from the CelebA project page into "
+            f"the first folder, or draw images of its layout with `python -m fastinfogan.data render celeba-like "
+            f"--out {root / 'celeba'}`, or run `python -m fastinfogan.train --dataset mnist --amp` instead"
+        )
+    names, source = listing(path)
+    chosen = of_split(names, split, path.parent / PARTITION)
+    if not chosen:
+        raise UserError(
+            f"none of the {len(names):,} images in {path} is in CelebA's {split} split: put the whole set there, or "
+            f"a {PARTITION} beside it"
+        )
+    factors = _factors(path.parent, chosen)
+    return encode("celeba", source, chosen, crop=CROP, home=path.parent, factors=factors)
 
 
 def celeba_attributes(path: Path, names: Sequence[str]) -> tuple[tuple[str, ...], npt.NDArray[np.int8]]:
@@ -87,6 +120,21 @@ def of_split(names: Sequence[str], split: Split, partition: Path) -> list[str]:
         stems = [file.split(".")[0] for file in files]
         in_test = [stem.isdigit() and int(stem) >= FIRST_TEST_IMAGE for stem in stems]
     return [name for name, tested in zip(names, in_test, strict=True) if tested == (split == "test")]
+
+
+def _factors(folder: Path, names: list[str]) -> Factors | None:
+    """What is known of the images ``names`` (``NNNNNN.jpg``, numbered from 1); exact values before attributes."""
+    if (folder / FILE).is_file():
+        factors = read_factors(folder / FILE)
+        numbers = [int(stem) - 1 if (stem := PurePosixPath(name).stem).isdigit() else -1 for name in names]
+        if not 0 <= min(numbers) <= max(numbers) < len(factors):
+            raise UserError(
+                f"{folder / FILE} describes {len(factors):,} images but not all of the {len(names):,} beside it: "
+                f"render the set again, or delete {FILE}"
+            )
+        return factors.rows(numbers)
+    attributes = folder / ATTRIBUTES
+    return attribute_factors(attributes, names) if attributes.is_file() else None
 
 
 _MARKS = frozenset({"-1", "1"})

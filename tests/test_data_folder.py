@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fastinfogan.data import Encoded, mnist, open_split
-from fastinfogan.data.celeba import celeba_attributes
-from fastinfogan.data.files import open_celeba, open_folder
+from fastinfogan.data.celeba import celeba_attributes, open_celeba
+from fastinfogan.data.folder import open_folder
 from fastinfogan.errors import UserError
 
 CLUTTER = {
