@@ -1,9 +1,13 @@
-"""Files that are replaced whole: a full disk or a crash leaves the one that was there."""
+"""Files that a full disk does not spoil: replaced whole, or given all of their room before anything is in them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -19,3 +23,18 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The new file ``path`` (npy), mapped: zeros of ``shape`` and ``dtype``.
+
+    A full disk is told now, by an OSError that leaves no file, and not by a bus error while the map is written.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink()
+            raise
+    return array

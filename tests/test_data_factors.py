@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,31 @@ from fastinfogan.errors import UserError
 
 def test_a_factor_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     values = torch.stack([torch.rand(5), torch.tensor([3.0, 0, 1, 2, 3])], 1)
-    written = Factors(("azimuth", "style"), ("circular", "categorical"), values, (-180.0, 0.0), (180.0, 3.0))
+    units = ("degrees", "a|b|c|d")
+    written = Factors(("azimuth", "style"), ("circular", "categorical"), values, (-180.0, 0.0), (180.0, 3.0), units)
     write_factors(tmp_path / "factors.npz", written)
     found = read_factors(tmp_path / "factors.npz")
     assert torch.equal(found.values, values) and found.values.dtype == torch.float32
     assert (found.names, found.kinds, found.low, found.high) == (written.names, written.kinds, (-180, 0), (180, 3))
     assert torch.equal(found.rows([3, 0]).values, values[[3, 0]]) and len(found.rows([3, 0])) == 2
+    assert found.units == found.rows([3, 0]).units == units
+
+
+def test_a_factor_file_is_the_same_bytes_whenever_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Factors(("light",), ("continuous",), torch.rand(5, 1), (0.0,), (1.0,))
+    for year in (1999, 2026):
+        monkeypatch.setattr(time, "localtime", lambda *_, year=year: time.gmtime((year - 1970) * 31_556_952))
+        write_factors(tmp_path / f"{year}.npz", written)
+    assert (tmp_path / "1999.npz").read_bytes() == (tmp_path / "2026.npz").read_bytes()
+
+
+def test_a_factor_file_without_units_is_read(tmp_path: Path) -> None:
+    write_renders(tmp_path, 4)
+    with np.load(tmp_path / "factors.npz") as arrays:
+        np.savez(tmp_path / "factors.npz", **{name: arrays[name] for name in arrays if name != "units"})
+    assert read_factors(tmp_path / "factors.npz").units == ()
 
 
 @pytest.mark.parametrize(
@@ -45,6 +65,8 @@ def test_a_factor_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"values": np.zeros(4, np.float32)}, r"values float32 \[4\], expected k names"),
         ({"low": np.zeros(2, np.float32)}, r"low float32 \[2\]"),
         ({"names": np.zeros(3)}, r"names float64 \[3\]"),
+        ({"names": np.float64(3)}, r"names float64 \[\]"),
+        ({"units": np.array(["degrees"])}, r"units <U7 \[1\]"),
         ({"values": np.full((4, 3), "x")}, r"values <U1 \[4, 3\]"),
         ({"values": np.full((4, 3), np.nan)}, "with finite values"),
         ({"kinds": np.array(["circular", "round", "categorical"])}, "the kinds categorical, circular, round, expected"),

@@ -1,4 +1,4 @@
-"""What is written over a file is there whole, or the file is as it was."""
+"""What is written over a file is there whole, or the file is as it was; what a new file needs, it has or it is gone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fastinfogan.files import write_whole
+from fastinfogan.files import allocate, write_whole
 
 
 def test_a_write_that_fails_leaves_the_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,21 @@ def test_two_processes_that_write_one_file_at_once_do_not_meet(tmp_path: Path, m
     monkeypatch.setattr(os, "fsync", overtaken)
     write_whole(tmp_path / "a.json", b"this")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.json": b"this"}
+
+
+def test_a_file_that_is_written_as_a_map_has_its_room_from_the_start(tmp_path: Path) -> None:
+    mapped = allocate(tmp_path / "a.npy", (1000, 500), np.float32)
+    status = (tmp_path / "a.npy").stat()
+    assert not mapped.any() and status.st_blocks * 512 >= status.st_size > mapped.nbytes
+    mapped[3] = 7
+    assert (np.load(tmp_path / "a.npy")[3] == 7).all()
+
+
+def test_a_disk_without_room_for_a_map_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        allocate(tmp_path / "a.npy", (1000,), np.uint8)
+    assert list(tmp_path.iterdir()) == []

@@ -4,10 +4,10 @@ One pipeline serves two jobs: decoding a whole set once into a store, and decodi
 ``external_source`` from a plan (batch number -> indices) instead of a DALI reader, because the plan is a pure function:
 the shuffle is as deep as the set, the same for any number of ranks, and an exact resume needs no state of DALI's.
 
-A DALI pipeline dies of the first file it cannot decode. Then the files it held are tried one by one, those at fault
-are rejected, and a new pipeline goes on from the same batch. DALI itself is the judge, not a second decoder: they
-differ over damaged files, and a verdict must not depend on which other files were in the batch. Only what a file's
-first bytes say of its size is looked at before, see :mod:`fastinfogan.data.header`.
+A DALI pipeline dies of the first file it cannot decode. Then those at fault among the files it held are found by
+halving and rejected, and a new pipeline goes on from the same batch. DALI itself is the judge, not a second decoder:
+they differ over damaged files, and a verdict must not depend on which other files were in the batch. Only what a
+file's first bytes say of its size is looked at before, see :mod:`fastinfogan.data.header`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``factors.npz``: what a renderer drew each image from, read without believing it and without unpickling.
+"""``factors.npz``: what a renderer drew each image from, written, and read without belief and without unpickling.
 
 The format is told in :mod:`fastinfogan.data.render`: plain arrays, a row for each image in the order of the images.
 """
@@ -18,19 +18,23 @@ from fastinfogan.data.split import FactorKind, Factors
 from fastinfogan.errors import UserError
 
 FILE = "factors.npz"
+_TEXTS = ("names", "kinds", "units")
 MAX_BYTES = 1 << 30  # unpacked; a file that claims more is made to fill the memory
 
 
 def read_factors(path: Path) -> Factors:
-    """The factors in the file ``path``. Raises :class:`UserError` for a damaged file or arrays that do not agree."""
-    arrays = load_arrays(path, ("names", "kinds", "low", "high", "values"))
-    names, kinds = (tuple(arrays[key].tolist()) for key in ("names", "kinds"))
+    """The factors in the file ``path``. Raises :class:`UserError` for a damaged file or arrays that do not agree.
+
+    ``units`` may be absent: files of earlier versions beside shards have none.
+    """
+    arrays = load_arrays(path, ("names", "kinds", "low", "high", "values"), optional=("units",))
     values, low, high = (arrays[key] for key in ("values", "low", "high"))
-    one_each = {array.shape for array in (arrays["names"], arrays["kinds"], low, high)} == {values.shape[1:]}
-    typed = all(array.dtype.kind in ("U" if key in ("names", "kinds") else "fiu") for key, array in arrays.items())
+    one_each = {array.shape for key, array in arrays.items() if key != "values"} == {values.shape[1:]}
+    typed = all(array.dtype.kind in ("U" if key in _TEXTS else "fiu") for key, array in arrays.items())
     if values.ndim != 2 or not one_each or not typed:
         shapes = ", ".join(f"{key} {array.dtype} {list(array.shape)}" for key, array in arrays.items())
         raise UserError(f"{path} holds {shapes}, expected k names and values float32 [n, k]: render the set again")
+    names, kinds, units = (tuple(arrays[key].tolist()) if key in arrays else () for key in _TEXTS)
     if not set(kinds) <= set(get_args(FactorKind)) or not np.isfinite(values).all():
         raise UserError(
             f"{path} holds the kinds {', '.join(sorted(set(map(str, kinds))))}, expected "
@@ -44,7 +48,7 @@ def read_factors(path: Path) -> Factors:
                 f"render the set again"
             )
     table = torch.from_numpy(values.astype(np.float32))
-    return Factors(names, kinds, table, tuple(low.tolist()), tuple(high.tolist()))
+    return Factors(names, kinds, table, tuple(low.tolist()), tuple(high.tolist()), units)
 
 
 def factors_of(folder: Path, n: int) -> Factors | None:
@@ -65,20 +69,30 @@ def factors_of(folder: Path, n: int) -> Factors | None:
 
 
 def write_factors(path: Path, factors: Factors) -> None:
-    """``factors`` as the file ``path``, in the renderers' format."""
-    with path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            names=np.array(factors.names),
-            kinds=np.array(factors.kinds),
-            low=np.array(factors.low, np.float32),
-            high=np.array(factors.high, np.float32),
-            values=factors.values.numpy(),
-        )
+    """``factors`` as the file ``path``."""
+    arrays = {
+        "names": np.array(factors.names),
+        "kinds": np.array(factors.kinds),
+        "units": np.array(factors.units or ("",) * len(factors.names)),
+        "low": np.array(factors.low, np.float32),
+        "high": np.array(factors.high, np.float32),
+        "values": factors.values.numpy(),
+    }
+    write_npz(path, arrays)
 
 
-def load_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays ``keys`` of the npz file ``path``; no pickle in it is ever loaded.
+def write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """``arrays`` as a compressed npz whose bytes do not depend on the time, as those of ``np.savez_compressed`` do."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as inside:
+                np.lib.format.write_array(inside, np.asanyarray(array), allow_pickle=False)
+
+
+def load_arrays(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, npt.NDArray[Any]]:
+    """The arrays ``keys`` of the npz file ``path``, and those of ``optional`` that it has; no pickle is ever loaded.
 
     Raises :class:`UserError` when it is damaged, lacks one of them, or holds Python objects where one should be.
     """
@@ -87,6 +101,7 @@ def load_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[Any]
             sizes = {member.filename: member.file_size for member in archive.infolist()}
             if missing := [key for key in keys if f"{key}.npy" not in sizes]:
                 raise ValueError(f"it lacks {', '.join(missing)}")
+            keys = (*(key for key in optional if f"{key}.npy" in sizes), *keys)
             if (size := sum(sizes[f"{key}.npy"] for key in keys)) > MAX_BYTES:
                 raise ValueError(f"it claims {size:,} bytes")
             arrays: dict[str, npt.NDArray[Any]] = {}

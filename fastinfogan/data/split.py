@@ -32,7 +32,8 @@ class Factors:
     """What generated each image: ``values`` float32 [n, k] on the CPU, row i about image i, a column for each name.
 
     Of a categorical factor the value is the class, counted from 0. ``low`` and ``high`` are the range that a factor
-    is drawn from; of a circular one ``high - low`` is the period. No training step reads any of it.
+    is drawn from; of a circular one ``high - low`` is the period. ``units``, empty where nobody said, are such as
+    ``degrees``, or the classes of a categorical factor, separated by ``|``. No training step reads any of it.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Factors:
     values: torch.Tensor
     low: tuple[float, ...]
     high: tuple[float, ...]
+    units: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from fastinfogan.data.archives import ARRAY_ERRORS
 from fastinfogan.data.split import Rejected
 from fastinfogan.errors import UserError
+from fastinfogan.files import allocate
 
 FOLDER = ".fastinfogan"
 BLOCK = 1024  # images of the source from one note to the next
@@ -130,13 +131,7 @@ def _begin(base: Path, shape: tuple[int, ...]) -> tuple[Bytes, list[Note]]:
         pass  # no build was interrupted here, or nothing of it can be used
     if not notes:
         _discard(base)
-        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-        with part.open("r+b") as file:  # a full disk is told now, and not by a bus error while the map is written
-            try:
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-            except OSError:
-                part.unlink()
-                raise
+        pixels = allocate(part, shape, np.uint8)
     else:
         print(f"going on after {len(notes) * BLOCK:,} images decoded before", file=sys.stderr)
     journal.write_text("".join(json.dumps(asdict(note)) + "\n" for note in notes))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastinfogan.data.render.output import write_npz
+from fastinfogan.data.factors import write_npz
 from fastinfogan.data.render.painter import Floats
 from fastinfogan.errors import UserError
 
@@ -92,8 +92,7 @@ def build(path: Path) -> None:
         "hair": hair[used].astype(half),
         "fixed": fixed[used].astype(half),
     }
-    with path.open("wb") as file:
-        write_npz(file, arrays)
+    write_npz(path, arrays)
 
 
 def _anny() -> tuple[Any, Path]:

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pydantic
+import torch
 from tqdm import tqdm
 
+from fastinfogan.data.factors import FILE as FACTORS
+from fastinfogan.data.factors import write_factors
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
 from fastinfogan.data.render.sheet import contact_sheet
+from fastinfogan.data.split import Factors
 from fastinfogan.errors import UserError, first_line
-from fastinfogan.files import write_whole
+from fastinfogan.files import allocate, write_whole
 
 PART = ".part"
-STARTED, RECORD, FACTORS, SHEET = "recipe.json", "render.json", "factors.npz", "contact.png"
+STARTED, RECORD, SHEET = "recipe.json", "render.json", "contact.png"
 CHUNK = 128  # images between two notes of what is done
 PER_PROCESS = 1024  # images that are worth the seconds in which a process starts
 
@@ -197,36 +197,20 @@ def _finish(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> Non
     """All files of the set, complete and on the disk; the record among them says so."""
     factors, values = painter.factors, np.load(part / "values.npy")
     layout.finish(part, factors, values)
-    arrays = {
-        "names": np.array([one.name for one in factors]),
-        "kinds": np.array([one.kind for one in factors]),
-        "units": np.array([one.unit for one in factors]),
-        "low": np.array([one.low for one in factors], np.float32),
-        "high": np.array([one.high for one in factors], np.float32),
-        "values": values,
-    }
-    with (part / FACTORS).open("wb") as file:
-        write_npz(file, arrays)
+    write_factors(
+        part / FACTORS,
+        Factors(
+            tuple(one.name for one in factors),
+            tuple(one.kind for one in factors),
+            torch.from_numpy(values),
+            tuple(one.low for one in factors),
+            tuple(one.high for one in factors),
+            tuple(one.unit for one in factors),
+        ),
+    )
     contact_sheet(painter, recipe.seed, recipe.count).save(part / SHEET)
     for path in part.iterdir():
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # or a power cut could leave the names without the content
     write_whole(part / RECORD, json.dumps(asdict(recipe)).encode())
-
-
-def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    """An array of zeros as the file ``path``; a full disk is told now, not by a bus error when the map is written."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def write_npz(file: io.BufferedIOBase | Any, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """``arrays`` as a compressed npz whose bytes do not depend on the time, as those of ``np.savez_compressed`` do."""
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            member.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(member, "w", force_zip64=True) as inside:
-                np.lib.format.write_array(inside, np.asanyarray(array), allow_pickle=False)

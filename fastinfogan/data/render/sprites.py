@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastinfogan.data.render.output import Layout, write_npz
+from fastinfogan.data.factors import write_npz
+from fastinfogan.data.render.output import Layout
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, categorical
 from fastinfogan.ops.philox import epoch_order
 
@@ -121,8 +122,7 @@ class SpriteFile(Layout):
             "latents_names": np.array(["color", "shape", "scale", "orientation", "posX", "posY"]),
             "latents_sizes": np.array([1, *CLASSES]),
         }
-        with (part / FILE).open("wb") as file:
-            write_npz(file, arrays)
+        write_npz(part / FILE, arrays)
 
 
 def nearest(values: Floats) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
