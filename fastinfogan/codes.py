@@ -79,8 +79,8 @@ class LatentSpec:
     Continuous values keep the order of ``codes``; a ``Uniform(2)`` counts as two of them.
 
     Raises:
-        UserError: a negative ``noise``, an unknown prior, a prior to be learnt of no category, or a spec with no column
-            at all.
+        UserError: a negative ``noise``, an unknown prior, ``learn_prior`` without a categorical code, or a spec with no
+            column at all.
     """
 
     noise: int = 62

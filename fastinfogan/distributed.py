@@ -86,7 +86,10 @@ class Ranks:
         return batch // self.world
 
     def average_together(self, tensors: list[torch.Tensor]) -> None:
-        """Replace each of ``tensors`` by its mean over all processes, all in one bucket; as many in each process."""
+        """Replace each of ``tensors`` by its mean over all processes, in one bucket.
+
+        Every process passes the same shapes.
+        """
         bucket = torch.cat([tensor.reshape(-1) for tensor in tensors])
         self.average_(bucket)
         parts = bucket.split([tensor.numel() for tensor in tensors])

@@ -45,14 +45,17 @@ class Layer:
 
 
 def conv(channels: int, norm: bool = False, stride: int = 2) -> Layer:
+    """4x4 convolution: ``[n, in, h, w]`` to ``[n, channels, h / stride, w / stride]``."""
     return Layer("conv", channels, norm, stride=stride)
 
 
 def fc(channels: int, norm: bool = False, grid: int = 1) -> Layer:
+    """Fully connected: rows or flattened images to ``[n, channels]``, or with a ``grid`` to images of that side."""
     return Layer("fc", channels, norm, grid=grid)
 
 
 def up(channels: int, norm: bool = False, act: Activation | None = None, stride: int = 2) -> Layer:
+    """4x4 transposed convolution: ``[n, in, h, w]`` to ``[n, channels, h * stride, w * stride]``."""
     return Layer("up", channels, norm, act, stride)
 
 
@@ -262,11 +265,11 @@ class Discriminator(nn.Module):
     The heads are separate layers: D's logit is no unit of Q's. With ``tables.spectral`` every layer has a weight of
     spectral norm 1, estimated by a step of power iteration per forward in training (Miyato et al. 2018, Algorithm 1).
 
-    With ``tables.rivals``, of Q's head and each rival, of late:
-    standing: float32 ``[1 + rivals]``, how badly it does, in nats; -1 once the rivals are retired.
-    readings: float32 ``[1 + rivals, k, k]`` over the k values of all categorical codes, how often G was given the one
-    and the head answered the other.
-    confusions: likewise, how often it gave a real image the one and its warp the other.
+    With ``tables.rivals``, running means over recent iterations, Q's head first, then each rival:
+    standing: float32 ``[1 + rivals]``, the invariance term in nats, lower is better; -1 once the rivals are retired.
+    readings: float32 ``[1 + rivals, k, k]`` over the k values of all categorical codes: G was given the row, the head
+    answered the column.
+    confusions: likewise, for a real image (row) and its warp (column).
     """
 
     standing: torch.Tensor

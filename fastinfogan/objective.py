@@ -152,7 +152,8 @@ class DiscriminatorPhase(Phase):
     ) -> torch.Tensor:
         """One step on real ``images`` and detached ``fakes``, and on ``warped`` real ones for the invariance term.
 
-        Returns head_loss's loss, real term and fake term, and behind them the term in nats where there is one.
+        Returns float32 ``[3]``: head_loss's loss, real term and fake term; with ``warped`` ``[4]``, the invariance term
+        in nats last.
         """
         discriminator = self.discriminator
         kinds = [images.to(fakes.dtype), fakes] + ([] if warped is None else [warped.to(fakes.dtype)])
@@ -236,8 +237,8 @@ class GeneratorPhase(Phase):
     def update(self, fakes: torch.Tensor, latents: Latents) -> torch.Tensor:
         """One step through D and Q on ``fakes`` that carry G's graph.
 
-        Returns head_loss's statistics; where the prior is learnt, with its H(c) in the information and behind it all,
-        as the D phase has left it.
+        Returns head_loss's statistics, float32 ``[3 + 2 * n_codes]``. With a learnt prior the information counts the
+        prior's own H(c), and these entropies, ``[n_categorical]``, as the D phase left them, follow at the end.
         """
         discriminator = self.discriminator
         with _passed_through(self.frozen), self.precision.autocast():

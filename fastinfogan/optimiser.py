@@ -32,7 +32,7 @@ def adam_for(
     betas: tuple[float, float],
     copies: Mapping[nn.Parameter, torch.Tensor] | None,
 ) -> Adam:
-    """The fastest Adam on ``device``; with ``copies``, or None where the networks compute with the weights alone.
+    """The fastest Adam on ``device``: a :class:`RefreshingAdam` where there are ``copies``, else PyTorch's fused one.
 
     ``lr`` as a scalar on ``device``, of the dtype :func:`rate_dtype`, is read at every step.
     """
@@ -45,7 +45,7 @@ def adam_for(
 
 
 def rate_dtype(device: torch.device) -> torch.dtype:
-    """Of a learning rate that is a tensor: what the kernels of that device read."""
+    """The dtype that a learning-rate tensor must have on ``device``."""
     return torch.float64 if device.type == "cpu" else torch.float32
 
 

@@ -5,7 +5,7 @@ mostly stays. Whether it settles well is chance: with two kinds in one category 
 but no small step lowers it. So Q's head can have rivals, which start elsewhere and learn as it does. Several times the
 one whose term is lowest becomes Q, and the worse half of the others variants of it that differ by the large step: two
 categories merged that warps take for each other, and one split that may hold two kinds (Ueda et al. 2000, SMEM, for
-mixtures). Where another head becomes Q its values get the names that G has learnt, as far as both agree.
+mixtures). When another head becomes Q, its values are renumbered one to one to fit the codes that G has learnt.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Rivalry:
 
     @torch.no_grad()
     def choose(self) -> tuple[int, list[float]]:
-        """Make Q's head the one that stands best, if it stands clearly better, and Q's the rival that this one was.
+        """Swap Q's head with the best one, if that is clearly better. Waits for the device.
 
-        With a head go its statistics and its optimiser's moments. Waits for the device. Returns which head it was, 0
-        for Q's own, and how each of them stood, in nats.
+        Statistics and optimiser moments move with a head. Returns the index of the head that became Q (0: no swap), and
+        every head's standing before it, in nats.
         """
         standing: list[float] = self.discriminator.standing.tolist()
         best = standing.index(min(standing))
@@ -152,11 +152,11 @@ class Rivalry:
 
     @torch.no_grad()
     def retire(self) -> None:
-        """The last round is over: leave word of it in the buffers, in place of a standing, which is never negative."""
+        """Mark the rivals as retired by a standing of -1, which no loss can have, so that a resumed run knows."""
         self.discriminator.standing.fill_(-1.0)
 
     def _state(self, index: int) -> list[torch.Tensor]:
-        """All that makes the head of that number what it is and become what it will."""
+        """Everything that moves with head ``index``: statistics, buffers, parameters, optimiser moments."""
         head = self.heads[index]
         return [*(kept[index] for kept in self._of_late()), *head.buffers(), *self._learnt(head)]
 

@@ -56,9 +56,11 @@ class Metrics:
         return dict(zip(self.names, means, strict=True))
 
     def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps: float64 ``sums`` [n_names] and their ``count``."""
         return {"sums": self.sums, "count": self.count}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave, where it is of as many names."""
         own = self.state()
         # Else another objective is resumed: its means start here.
         if all(name in tensors and tensors[name].shape == kept.shape for name, kept in own.items()):

@@ -102,7 +102,7 @@ def require_whole_batch(n: int, batch: int, world: int = 1) -> None:
 
 
 class _Batches:
-    """What both kinds do alike, around what each calls its pixels and the rows of them that make a batch."""
+    """What both kinds share: the order of the images, and their normalisation."""
 
     def __init__(self, n: int, plan: BatchPlan, order_device: torch.device) -> None:
         self.plan = plan

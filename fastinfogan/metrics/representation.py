@@ -109,5 +109,5 @@ def targets(factors: Factors, column: int) -> Floats:
 
 
 def r2(predicted: Floats, true: Floats) -> float:
-    """1 - squared error over variance, summed over the columns of ``[n, k]``: 1 is perfect, 0 the mean's."""
+    """1 - squared error / variance, summed over the columns of ``[n, k]``: 1 is perfect, 0 no better than the mean."""
     return 1 - float(np.square(true - predicted).sum() / np.square(true - true.mean(0)).sum())
