@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.measure import RESULTS, significant, write_csv
+from fastinfogan.ops.arguments import DTYPES
 from fastinfogan.ops.sample_latents import sample_latents
 from tests.cuda_compile import NVCC, SOURCES, kernels_of, ptx_of
 from tests.ptx.cases import case as executed_case
@@ -29,7 +30,6 @@ from tests.triton_compile import ARCHITECTURES, KERNELS, PRESETS, Launch, access
 
 BATCH = 128
 MODEL = "model_us (model, not measured)"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_KERNELS = ("pack_kernel", "unpack_kernel", "recognize_kernel")
 _SHOWN = (
     "kernel", "preset", "dtype", "arch", "launches", "programs", "warps", "registers", "spilled_bytes", "shared_bytes",

@@ -23,6 +23,7 @@ from fastinfogan import __version__
 from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.ops import native
 from fastinfogan.ops.adam import adam
+from fastinfogan.ops.arguments import DTYPES
 from fastinfogan.ops.backend import VARIABLE, Backend, available
 from fastinfogan.ops.convolve import convolve, convolve_transposed
 from fastinfogan.ops.fc import fc
@@ -39,7 +40,6 @@ SPECS = (
     LatentSpec(128, (Categorical(20), Categorical(3), Uniform(1), Gaussian(2)), "normal"),
 )
 BATCHES = (7, 128, 513)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYER_DTYPES = (torch.float32, torch.bfloat16)  # of the CPU's layers
 SEED, STEP = 2**63 + 11, 2**33 + 5  # both past 32 bits, where a kernel that cuts them would show
 
