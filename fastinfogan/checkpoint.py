@@ -138,7 +138,6 @@ def load(path: Path) -> Checkpoint:
 
 def require_networks(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raise a UserError unless ``checkpoint`` has the networks of ``config``; no memory is taken for these yet."""
-    config.check()
     with torch.device("meta"):
         networks = build(config.network_tables, config.spec, seed=0)
     for name, module in zip(("generator", "discriminator"), networks, strict=True):
