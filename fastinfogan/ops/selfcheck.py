@@ -86,12 +86,13 @@ def trust(device: torch.device) -> None:
     """Check the fused ops the first time that they meet a kind of GPU, and warn where they are not to be used.
 
     On disagreement every op of this process runs its reference. What agreed is remembered in the user's cache folder,
-    with the device, the versions and the kernels' own text; the CPU's backends are tested where the package is.
+    with the device, the versions, the extension and the Triton kernels' own text; the CPU's backends are tested where the package is.
     """
     if device.type != "cuda":
         return
     subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
-    subject += f", CUDA kernels for {native.cuda_architectures() or 'none'}, Triton's {_kernels()}"
+    extension = sorted(Path(native.__file__).parents[1].glob("_C*.so"))
+    subject += f", CUDA kernels for {native.cuda_architectures() or 'none'} {_digest(extension)}, Triton's {_kernels()}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
     if cache.exists() and subject in cache.read_text().splitlines():
         return
@@ -127,8 +128,11 @@ def _kernels() -> str:
         folder = Path(import_module("fastinfogan.kernels.elementary").__file__ or "").parent
     except Exception as error:  # the check finds the same, and tells it
         return type(error).__name__
-    text = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
-    return f"{triton.__version__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{triton.__version__} {_digest(sorted(folder.glob('*.py')))}"
+
+
+def _digest(files: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 Case = Callable[[Backend], Tensors]
