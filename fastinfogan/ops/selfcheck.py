@@ -86,7 +86,8 @@ def trust(device: torch.device) -> None:
     """Check the fused ops the first time that they meet a kind of GPU, and warn where they are not to be used.
 
     On disagreement every op of this process runs its reference. What agreed is remembered in the user's cache folder,
-    with the device, the versions, the extension and the Triton kernels' own text; the CPU's backends are tested where the package is.
+    with the device, the versions, and hashes of the extension and of the Triton kernels; the CPU's backends are tested
+    where the package is.
     """
     if device.type != "cuda":
         return
