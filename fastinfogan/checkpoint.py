@@ -138,6 +138,8 @@ def load(path: Path) -> Checkpoint:
 
 def require_networks(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raise a UserError unless ``checkpoint`` has the networks of ``config``; no memory is taken for these yet."""
+    if config.rivals > len(checkpoint.tensors):
+        raise UserError(f"{checkpoint.path} does not hold the {config.rivals} rivals that --rivals asks for")
     with torch.device("meta"):
         networks = build(config.network_tables, config.spec, seed=0)
     for name, module in zip(("generator", "discriminator"), networks, strict=True):

@@ -66,6 +66,7 @@ class Gaussian:
 
 Code = Categorical | Uniform | Gaussian
 
+MOST = 1 << 16  # columns of one part: what claims more is a mistake, or a file that is made to fill the memory
 UNIFORM_ENTROPY = math.log(2.0)
 GAUSSIAN_ENTROPY = 0.5 * math.log(2.0 * math.pi * math.e)
 
@@ -104,8 +105,8 @@ class LatentSpec:
     """Columns of the recognition head's output."""
 
     def __post_init__(self) -> None:
-        if self.noise < 0:
-            raise UserError(f"noise must be a number of columns, 0 or more, got {self.noise}")
+        if not 0 <= self.noise <= MOST:
+            raise UserError(f"noise must be a number of columns, 0 to {MOST:,}, got {self.noise}")
         if self.noise_prior not in ("uniform", "normal"):
             raise UserError(f"noise_prior must be uniform or normal, got {self.noise_prior!r}")
         if self.noise == 0 and not self.codes:
@@ -174,4 +175,6 @@ def parse_code(text: str) -> Code:
     kind, _, number = text.partition(":")
     if kind not in _KINDS or not number.isdecimal():
         raise UserError(f"cannot read the code {text!r}: write cat:K, uniform:N or gaussian:N, for example cat:10")
+    if int(number) > MOST:
+        raise UserError(f"the code {text} is too large: at most {MOST:,} columns can be had")
     return _KINDS[kind](int(number))

@@ -75,11 +75,11 @@ class RunDirectory:
         self._lock: TextIO | None = None
         if not writes:
             return
-        if step == 0 and checkpoint.newest(path):
-            raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
         try:
             self.figures.mkdir(parents=True, exist_ok=True)
             self._keep_others_out(wait)
+            if step == 0 and checkpoint.newest(path):
+                raise UserError(f"{path} holds a run already: go on with --resume {path}, or choose another --run-dir")
             if newest is not None and (now := checkpoint.newest(path)) != newest:
                 raise UserError(
                     f"the newest checkpoint of {path} changed from {newest.name} to {now and now.name} while this run "

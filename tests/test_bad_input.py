@@ -50,7 +50,7 @@ FLAGS = [
     (["--codes", "cat:ten"], "'cat:ten'", "write cat:K, uniform:N or gaussian:N"),
     (["--codes", "categorical:10"], "'categorical:10'", "for example cat:10"),
     (["--codes", "cat:-3"], "'cat:-3'", "write cat:K"),
-    (["--noise", "-1"], "got -1", "0 or more"),
+    (["--noise", "-1"], "got -1", "0 to 65,536"),
     (["--categorical-weight", "-0.5"], "--categorical-weight", "0 or more, got -0.5"),
     (["--continuous-weight", "-1"], "--continuous-weight", "0 or more, got -1.0"),
     (["--invariance", "-1"], "--invariance", "0 or more, got -1"),

@@ -296,7 +296,18 @@ def test_moments_that_are_not_of_their_weight_are_refused(damage: dict[str, Any]
         checkpoint.restore_optimiser(second, dict(sorted(kept.items())))
 
 
-@pytest.mark.parametrize("claimed", [{"noise": 10**12}, {"noise": -1}, {"codes": ("cat:1000000000",)}])
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        {"noise": 10**12},
+        {"noise": 2**62},
+        {"noise": -1},
+        {"noise": 50_000},
+        {"codes": ("cat:1000000000",)},
+        {"codes": ("uniform:2000000000",)},
+        {"invariance": 1.0, "rivals": 10**9},
+    ],
+)
 def test_a_header_that_claims_huge_networks_takes_no_memory(tmp_path: Path, claimed: dict[str, Any]) -> None:
     checkpoint.save(tmp_path, 1, CONFIG, tensors(), keep=1)
     path = checkpoint.newest(tmp_path)

@@ -86,7 +86,7 @@ def test_an_unreadable_code_is_named_with_an_example(text: str) -> None:
         (lambda: Categorical(1), "at least 2 values, got 1"),
         (lambda: Uniform(0), "uniform:0 holds no code"),
         (lambda: Gaussian(0), "gaussian:0 holds no code"),
-        (lambda: LatentSpec(-1), "0 or more, got -1"),
+        (lambda: LatentSpec(-1), "0 to 65,536, got -1"),
         (lambda: LatentSpec(noise_prior="cauchy"), "uniform or normal, got 'cauchy'"),  # type: ignore[arg-type]
         (lambda: LatentSpec(0, ()), "needs an input"),
     ],

@@ -150,7 +150,7 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
         ({"codes": ("uniform:0",)}, "uniform:0 holds no code"),
         ({"codes": ("dog:3",)}, "cannot read the code 'dog:3': write cat:K"),
-        ({"noise": -1}, "noise must be a number of columns, 0 or more, got -1"),
+        ({"noise": -1}, "noise must be a number of columns, 0 to 65,536, got -1"),
         ({"noise": 0, "codes": ()}, "a generator needs an input"),
     ],
 )  # fmt: skip

@@ -245,6 +245,16 @@ def test_a_folder_whose_training_split_alone_is_there_as_shards_has_no_test_spli
     assert Subject(config, *build(config.network_tables, config.spec, seed=0)).test_split is None
 
 
+def test_a_folder_with_shards_of_its_training_split_keeps_its_own_test_split(
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    write_folder(tmp_path, {f"{part}/{i}.jpg": photograph(i, 32, 32) for part in ("train", "test") for i in range(9)})
+    write_shards(open_folder(tmp_path, "train"), tmp_path, "train", progress=False)
+    config = tiny_config(dataset="folder", data=tmp_path, tables="celeba")
+    test = Subject(config, *build(config.network_tables, config.spec, seed=0)).test_split
+    assert test is not None and len(test) == 9
+
+
 def test_a_damaged_test_split_is_told(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> None:
     write_folder(tmp_path, {f"{part}/{i}.jpg": photograph(i, 32, 32) for part in ("train", "test") for i in range(9)})
     for split in ("train", "test"):

@@ -109,6 +109,19 @@ def test_after_a_restart_the_lock_of_a_machine_that_is_gone_is_waited_for(
     assert other.wait() != 0
 
 
+def test_a_new_run_does_not_begin_beside_what_it_waited_for(
+    tmp_path: Path, tiny_config: MakeConfig, other: subprocess.Popen[str]
+) -> None:
+    def save_and_end() -> None:
+        (tmp_path / checkpoint.FOLDER).mkdir()
+        (tmp_path / checkpoint.FOLDER / "step-00000004.safetensors").touch()
+        other.kill()
+
+    threading.Timer(0.5, save_and_end).start()
+    with pytest.raises(UserError, match=f"{tmp_path} holds a run already"):
+        RunDirectory(tmp_path, tiny_config(), 0, wait=60)
+
+
 def test_a_checkpoint_that_another_process_saved_before_it_ended_is_not_gone_back_behind(
     logged: Path, tiny_config: MakeConfig
 ) -> None:

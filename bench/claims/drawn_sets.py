@@ -76,15 +76,16 @@ CLAIMS = {
         question="Figure 4: do codes take up rotation and width of chairs?",
         protocol=_TRUTH,
         variants={
-            # 511 GFLOP an iteration: fewer of them. The paper's weights go with a std of 1 (bench/NOTES.md).
-            name: replace(PRESETS[f"chairs-{name}"], iterations=1200, fixed_std=True)
+            # 511 GFLOP an iteration: fewer of them. Where std is learnt a weight is worth up to six times as much
+            # (bench/NOTES.md), and 10 is the paper's.
+            f"{name}, std fixed": replace(PRESETS[f"chairs-{name}"], iterations=800, fixed_std=True)
             for name in ("rotation", "width")
         },
         seeds=SEEDS,
         groups=("information", "traversal"),
         numbers=_CHAIR_NUMBERS,
         draw=dotted(_CHAIR_NUMBERS),
-        shown={"rotation": ("traversal/azimuth",), "width": ("traversal/width",)},
+        shown={"rotation, std fixed": ("traversal/azimuth",), "width, std fixed": ("traversal/width",)},
         prepare=drawn("chairs", 20_000),
     ),
     "svhn": Claim(

@@ -5,6 +5,7 @@ The format is told in :mod:`fastinfogan.data.render`: plain arrays, a row for ea
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ import torch
 from fastinfogan.data.archives import ARRAY_ERRORS
 from fastinfogan.data.split import FactorKind, Factors
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 FILE = "factors.npz"
 _TEXTS = ("names", "kinds", "units")
@@ -83,12 +85,14 @@ def write_factors(path: Path, factors: Factors) -> None:
 
 def write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """``arrays`` as a compressed npz whose bytes do not depend on the time, as those of ``np.savez_compressed`` do."""
-    with zipfile.ZipFile(path, "w") as archive:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as inside:
                 np.lib.format.write_array(inside, np.asanyarray(array), allow_pickle=False)
+    write_whole(path, content.getvalue())
 
 
 def load_arrays(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, npt.NDArray[Any]]:

@@ -77,7 +77,8 @@ class Subject:
         name, root = self.config.dataset, self.config.data
         if name not in _WITH_SPLITS:
             return None
-        if name == "folder" and shards.are_there(name, root, "train") != shards.are_there(name, root, "test"):
+        alone = shards.are_there(name, root, "train") != shards.are_there(name, root, "test")
+        if name == "folder" and alone and not (root / "test").is_dir():
             return None  # files beside shards are those that the shards were written from
         train, test = self._train_split, self._open("test")
         alike = isinstance(train, Encoded) and isinstance(test, Encoded) and train.fingerprint == test.fingerprint

@@ -78,7 +78,10 @@ def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> Non
                 f"{tuple(second.shape)} and {step.numel()}"
             )
         if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-            raise UserError(f"adam walks through memory: a weight of strides {weight.stride()} has gaps, use .clone()")
+            raise UserError(
+                f"adam walks through memory: a weight of strides {weight.stride()} is neither contiguous nor "
+                f"channels-last, use .contiguous()"
+            )
         alike = first.stride() == second.stride() == weight.stride() and _lies_as(gradient, weight)
         if not alike or (copy.numel() and not _lies_as(copy, weight)):
             raise UserError(

@@ -177,11 +177,10 @@ def _sample_cases(device: torch.device) -> list[Case]:
             )
             # A target is a column of z, one unit of z's type apart at most, whatever type it is kept in.
             found = z, categories, continuous.to(dtype)
-            if any(prior == "normal" for prior in (spec.noise_prior, *spec.continuous)):
+            if dtype != torch.float32 or any(prior == "normal" for prior in (spec.noise_prior, *spec.continuous)):
                 return found
             # Uniform numbers are the same bits everywhere: compared as integers.
-            as_integers = torch.int32 if dtype == torch.float32 else torch.int16
-            return tuple(one.view(as_integers) if one.is_floating_point() else one for one in found)
+            return tuple(one.view(torch.int32) if one.is_floating_point() else one for one in found)
 
         return run
 
