@@ -170,21 +170,24 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch
         UserError: ``tensors`` are not Adam's, or of other weights.
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    shapes = {
+        f"{number}.{key}": () if key == "step" else parameter.shape
+        for number, parameter in enumerate(parameters)
+        for key in _ADAM
+    }
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         if index.isdecimal() and int(index) >= len(parameters):
             continue  # a switch of the objective has moved this parameter to the other optimiser
-        parameter = parameters[int(index)] if index.isdecimal() else None
-        wanted = () if key == "step" else parameter.shape if parameter is not None else None
-        if key not in _ADAM or parameter is None or tensor.shape != wanted or tensor.dtype != torch.float32:
+        if tensor.shape != shapes.get(name) or tensor.dtype != torch.float32:
             raise UserError(
                 f"the optimiser's {name} in the checkpoint is {tensor.dtype} {tuple(tensor.shape)}, which is not what "
                 f"Adam keeps of its weight: resume from another one"
             )
         if key != "step":
             # The fused step walks through memory: a moment in another layout than its weight is another weight's.
-            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+            tensor = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     for number, kept in state.items():
         if kept.keys() != _ADAM:

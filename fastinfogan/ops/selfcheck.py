@@ -283,13 +283,13 @@ def _differentiated(run: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> 
     return (output.detach(), *torch.autograd.grad(output, leaves, towards))
 
 
-def _normal(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(device, dtype)
+def _normal(device: torch.device, dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def _fc_cases(device: torch.device) -> list[Case]:
     def case(batch: int, dtype: torch.dtype) -> Case:
-        rows, matrix = _normal(device, dtype, batch, 74), _normal(device, dtype, 1, 96, 74)[0]
+        rows, matrix = _normal(device, dtype, batch, 74), _normal(device, dtype, 96, 74, seed=1)
         return lambda backend: _differentiated(partial(fc, backend=backend), rows, matrix)
 
     return [case(batch, dtype) for batch in BATCHES for dtype in LAYER_DTYPES]
@@ -297,7 +297,7 @@ def _fc_cases(device: torch.device) -> list[Case]:
 
 def _convolution_cases(op: Callable[..., torch.Tensor], device: torch.device) -> list[Case]:
     def case(batch: int, dtype: torch.dtype, stride: int, before: int) -> Case:
-        images, matrix = _normal(device, dtype, batch, 6, 8, 8), _normal(device, dtype, 6, 96)
+        images, matrix = _normal(device, dtype, batch, 6, 8, 8), _normal(device, dtype, 6, 96, seed=1)
         images = images.contiguous(memory_format=torch.channels_last)
         run = partial(op, stride=stride, before=before)
         return lambda backend: _differentiated(partial(run, backend=backend), images, matrix)
@@ -308,7 +308,7 @@ def _convolution_cases(op: Callable[..., torch.Tensor], device: torch.device) ->
 def _norm_cases(device: torch.device) -> list[Case]:
     def case(batch: int, dtype: torch.dtype, normalise: bool) -> Case:
         x = _normal(device, dtype, 3 * batch, 48)
-        bias, gain = _normal(device, torch.float32, 48), _normal(device, torch.float32, 1, 48)[0]
+        bias, gain = (_normal(device, torch.float32, 48, seed=seed) for seed in (1, 2))
         leaves = (x, bias, gain) if normalise else (x, bias)
         return lambda backend: _differentiated(
             lambda *of: norm_act(*of, slope=0.1, groups=3, backend=backend)[0], *leaves
@@ -319,8 +319,8 @@ def _norm_cases(device: torch.device) -> list[Case]:
 
 def _adam_cases(device: torch.device) -> list[Case]:
     def case(size: int, dtype: torch.dtype) -> Case:
-        weight, first = _normal(device, torch.float32, size), _normal(device, torch.float32, 1, size)[0]
-        gradient = _normal(device, dtype, 1, 1, size)[0, 0]
+        weight, first = (_normal(device, torch.float32, size, seed=seed) for seed in (0, 1))
+        gradient = _normal(device, dtype, size, seed=2)
 
         def run(backend: Backend) -> Tensors:
             state = [weight.clone(), first.clone(), first.square(), weight.bfloat16(), torch.full((), 3.0)]
