@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,20 +20,24 @@ def run_command(main: Callable[[], None]) -> None:
     A :class:`UserError` becomes one line on stderr and exit status 2; any other exception keeps its traceback: it is
     a bug of ours.
     """
-    if "--version" in sys.argv[1:]:
-        print(f"fastinfogan {__version__}, torch {torch.__version__}")
-        return
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a log is read while the run goes on, and a path need not be what a terminal can show
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        main()
+        if "--version" in sys.argv[1:]:
+            print(f"fastinfogan {__version__}, torch {torch.__version__}")
+        else:
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output, head or less, has seen enough; what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # as a shell reports SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

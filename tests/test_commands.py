@@ -286,6 +286,15 @@ def test_a_real_process_prints_its_version_and_an_error_as_one_line(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    run = [sys.executable, "-m", "fastinfogan.data", "--help"]
+    finished = subprocess.run(run, stdout=write, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1], check=False)
+    os.close(write)
+    assert (finished.returncode, finished.stderr) == (141, b"")
+
+
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., TrainConfig]
 ) -> None:
