@@ -9,7 +9,9 @@ import tyro
 
 from fastinfogan import checkpoint
 from fastinfogan.commands import run_command
+from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import ALL, QUICK, Group, evaluate
+from fastinfogan.metrics.features import inception
 from fastinfogan.ops import selfcheck
 from fastinfogan.precision import choose_device
 
@@ -27,6 +29,9 @@ class Evaluate:
     """What to measure. samples and traversal train a small network on the real images first where they need one."""
     all: bool = False
     """Measure every group that the run's data set and codes can have."""
+    inception: Path | None = None
+    """Judge samples by FID's own Inception instead, on a CPU for some minutes: inception-2015-12-05.pt, StyleGAN2-ADA's
+    TorchScript file, which no package ships."""
     data: Path | None = None
     """Where the data sets lie; without it, where the run found them."""
     device: str = "auto"
@@ -37,12 +42,15 @@ def main() -> None:
     """The command."""
     command = tyro.cli(Evaluate, prog="python -m fastinfogan.evaluate")
     device = choose_device(command.device)
+    groups = ALL if command.all else command.groups
+    if command.inception is not None and "samples" not in groups:
+        raise UserError(f"--inception {command.inception} judges samples: add --groups samples, or --all")
+    features = None if command.inception is None else inception(command.inception, device)
     selfcheck.trust(device)
     saved, _, generator, discriminator = checkpoint.load_networks(command.run, device)
     config = saved.config if command.data is None else replace(saved.config, data=command.data)
-    groups = ALL if command.all else command.groups
     chosen = groups not in (ALL, QUICK)
-    evaluation = evaluate(config, generator, discriminator, saved.step, groups, insist=chosen)
+    evaluation = evaluate(config, generator, discriminator, saved.step, groups, insist=chosen, features=features)
     path = saved.run_dir / "evaluation.json"
     evaluation.publish(path)
     print(f"written to {path}")

@@ -13,7 +13,7 @@ from conftest import Command
 from image_files import idx_files, write_folder
 from torch import nn
 
-from fastinfogan import LatentSpec
+from fastinfogan import LatentSpec, evaluate
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import features
 from fastinfogan.metrics.convnet import FEATURES, ConvNet, fit, outputs_of
@@ -154,6 +154,46 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[metrics\]'"):
         feature_network("svhn", Path("absent"), CPU)
+
+
+class _LikeInception(nn.Module):
+    """Answers to the call of StyleGAN2-ADA's file: a feature is the mean of a channel of the bytes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert img.dtype == torch.uint8 and return_features
+        return img.float().mean((2, 3)).repeat(1, self.width)[:, : self.width]
+
+
+def scripted(path: Path, width: int = 2048) -> Path:
+    torch.jit.script(_LikeInception(width)).save(str(path))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inception_is_asked_for_features_of_colour_bytes(tmp_path: Path) -> None:
+    network = features.inception(scripted(tmp_path / "inception.pt"), CPU)
+    assert network.name == "inception" and "inception.pt" in network.note
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    means = pixels.double().mean((1, 2))
+    torch.testing.assert_close(network.features(pixels)[:, :3].double(), means, atol=1e-3, rtol=0)
+    grey = network.features(pixels[..., :1].contiguous())[:, :3].double()
+    torch.testing.assert_close(grey, means[:, :1].expand(-1, 3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_that_is_not_inception_is_told_before_anything_is_measured(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "text.pt").write_text("no archive")
+    files = [tmp_path / "absent.pt", tmp_path / "text.pt", scripted(tmp_path / "narrow.pt", 10)]
+    for path in files:
+        ended = command(evaluate, tmp_path / "no-run", "--inception", path, "--groups", "samples", "--device", "cpu")
+        assert ended.code == 2 and ended.err.startswith(f"error: --inception {path} cannot judge images (")
+        assert ended.err.count("\n") == 1 and "inception-2015-12-05.pt" in ended.err
+    ended = command(evaluate, tmp_path / "no-run", "--inception", files[0])
+    assert ended.code == 2 and "add --groups samples" in ended.err
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])

@@ -17,7 +17,7 @@ from fastinfogan.metrics import traversal
 from fastinfogan.metrics.clustering import Clustering, clustering, joint
 from fastinfogan.metrics.disentanglement import FIT_IMAGES, TEST_IMAGES, VOTES, Disentanglement, disentanglement
 from fastinfogan.metrics.distance import NEAREST
-from fastinfogan.metrics.features import feature_network
+from fastinfogan.metrics.features import FeatureNetwork, feature_network
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.metrics.probe import DRAWS, LABELS, Probe, probe, representations
@@ -133,16 +133,17 @@ def evaluate(
     groups: tuple[Group, ...] = QUICK,
     *,
     insist: bool = False,
+    features: FeatureNetwork | None = None,
 ) -> Evaluation:
     """Judge the networks of ``config`` after ``step`` iterations; labels and factors are used here only.
 
     A group that this data set or code cannot have is left out: silently where it belongs to the quick ones, else with
-    the reason in ``missing``.
+    the reason in ``missing``. ``features``: what samples are judged by, in place of the set's own.
 
     Raises:
         UserError: the data set is not where ``config.data`` says, or, with ``insist``, a group that cannot be measured.
     """
-    subject = Subject(config, generator, discriminator)
+    subject = Subject(config, generator, discriminator, features)
     lacks = {group: reason for group in groups if (reason := lacking(subject, group))}
     for group, reason in lacks.items():
         if insist:
@@ -212,7 +213,7 @@ def _clusterings(subject: Subject) -> dict[str, Clustering]:
 
 def _samples(subject: Subject) -> SampleQuality:
     config, spec = subject.config, subject.config.spec
-    network = feature_network(config.dataset, config.data, subject.device)
+    network = subject.features or feature_network(config.dataset, config.data, subject.device)
     train, test = subject.real
     n = min(SAMPLES, len(train.pixels), len(test.pixels))
     real, training = test.some(n), train.some(n)

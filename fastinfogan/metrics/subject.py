@@ -21,6 +21,7 @@ from fastinfogan.data import shards
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.split import Decoded, Encoded, Factors, Split
 from fastinfogan.metrics.batchnorm import recalibrated
+from fastinfogan.metrics.features import FeatureNetwork
 from fastinfogan.metrics.images import image_batches
 from fastinfogan.networks import Discriminator, Generator
 from fastinfogan.ops import recognize
@@ -53,11 +54,15 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A run's networks; the images that judge them are opened when first asked for."""
+    """A run's networks; the images that judge them are opened when first asked for.
+
+    features: what samples are judged by, in place of the set's own.
+    """
 
     config: TrainConfig
     generator: Generator
     discriminator: Discriminator
+    features: FeatureNetwork | None = None
 
     @property
     def image_range(self) -> tuple[float, float]:
