@@ -117,6 +117,7 @@ def test_the_paragraph_has_medians_spreads_failures_and_the_machine() -> None:
     text = report.paragraph(claim, "so", rows, Path("so.png"))
     assert "| plain | 3 | 5.00% (1.00% to 20.00%) |" in text and "NMI" not in text and "other" not in text
     assert "1 of 3 (plain, seed 2: 4 and 9 share a value)" in text
+    assert "| | seed | test error |\n|---|---|---|\n| plain | 0 | 5.00% |\n| plain | 1 | 1.00% |\n" in text
     assert "10 s of training a run (median of 3; 500 images/s) on a processor, 2 cores; torch" in text
     assert "bench claims so" in text
 

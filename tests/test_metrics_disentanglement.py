@@ -110,13 +110,15 @@ def test_a_rotation_keeps_the_information_and_loses_the_gap(rotated: Disentangle
     assert rotated.dci_informativeness > 0.95
     assert rotated.modularity == pytest.approx((0.5 + 0.5 + 1) / 3, abs=0.05)  # delta of two equal ones of three: 1/2
     assert rotated.factor_vae < perfect.factor_vae - 0.15
+    # Whichever of the first two is fixed, both codes differ by the other: told by chance, 1/2; the third always.
+    assert rotated.beta_vae == pytest.approx(2 / 3, abs=0.08)
 
 
 def test_a_copied_factor_is_disentangled_but_not_complete(copied: Disentanglement) -> None:
     assert copied.mig == pytest.approx(2 / 3, abs=0.03) and copied.sap == pytest.approx(2 / 3, abs=0.02)
     assert copied.dci_disentanglement > 0.98 and copied.modularity > 0.999
     assert copied.dci_completeness == pytest.approx(1 - math.log(2, 4) / 3, abs=0.03)  # ln 2 of ln 4 for one of three
-    assert copied.factor_vae == 1
+    assert copied.factor_vae == 1 and copied.beta_vae >= 0.99
 
 
 def test_a_constant_code_is_worth_nothing_and_breaks_nothing() -> None:

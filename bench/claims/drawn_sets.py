@@ -68,7 +68,7 @@ CLAIMS = {
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
-        numbers=_FACE_NUMBERS,
+        numbers=(*_FACE_NUMBERS, *_SCORES),
         draw=dotted(_FACE_NUMBERS),
         shown={
             "azimuth": tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width")),

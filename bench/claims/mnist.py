@@ -26,6 +26,9 @@ ARI = Number("clusterings/c1/ari", "ARI")
 INFORMATION = Number("information/c1", "I(c1), nats")
 # Each machine trains the feature network for itself; the distance between real images tells the networks apart.
 FID = Number("samples/fid", "FID-mnistnet-10k", alike="samples/floor_fid")
+_MANIFOLDS = tuple(
+    Number(f"samples/manifolds/{name}", name, alike="samples/floor_fid") for name in ("precision", "recall")
+)
 SLANT = Number("strokes/best/slant", "slant")
 WIDTH = Number("strokes/best/width", "width")
 
@@ -61,7 +64,7 @@ def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
 
 _OBJECTIVE = replace(PAPER, iterations=2000)
 _STROKE_FACTORS = ("strokes/slant", "strokes/width")
-_DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, SLANT, WIDTH)
+_DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, *_MANIFOLDS, SLANT, WIDTH)
 _INVARIANCE = Claim(
     question="Beyond the paper: do categories that outlive small warps of real images become digits?",
     protocol=(
@@ -143,6 +146,7 @@ CLAIMS = {
             "trunk does not, std fixed": replace(_OBJECTIVE, trunk_mi=False),
             "trunk does not, std learnt": replace(_OBJECTIVE, trunk_mi=False, fixed_std=False),
             "continuous weight 0.1, std learnt": replace(_OBJECTIVE, fixed_std=False, continuous_weight=0.1),
+            "categorical weight 0.3, std fixed": replace(_OBJECTIVE, categorical_weight=0.3),
         },
         seeds=(0, 1, 2),
         groups=DIGIT_GROUPS,
@@ -169,7 +173,7 @@ CLAIMS = {
         groups=("probe",),
         numbers=tuple(
             Number(f"probe/errors/{name}/{labels}", f"{name}, {labels:,} labels", percent=True)
-            for name in ("Q's trunk", "Q's codes", "pixels")
+            for name in _REPRESENTATIONS
             for labels in LABELS
         ),
         draw=_draw_probe,

@@ -30,6 +30,19 @@ def table(claim: Claim, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def runs(claim: Claim, rows: Sequence[Row]) -> list[str]:
+    """Markdown: a line per run, with each number and the information bound of each code."""
+    numbers = [number for number in claim.numbers if len(values(rows, number.column))]
+    bounds = [column for column in rows[0] if column.startswith("information/c")]
+    titles = [*(number.title for number in numbers), *(["bound per code, nats"] if bounds else [])]
+    lines = [f"| | seed | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+    for row in sorted(rows, key=lambda row: (list(claim.variants).index(row["variant"]), int(row["seed"]))):
+        cells = [spread(number, values([row], number.column)) for number in numbers]
+        cells += [" ".join(f"{value:.2f}" for column in bounds for value in values([row], column))] if bounds else []
+        lines.append(f"| {row['variant']} | {row['seed']} | {' | '.join(cells)} |")
+    return lines
+
+
 def comparable(number: Number, rows: Sequence[Row]) -> list[list[Row]]:
     """``rows`` that have ``number``, apart where one cannot be compared with the other."""
     those = [row for row in rows if len(values([row], number.column))]
@@ -57,7 +70,7 @@ def spread(number: Number, found: np.ndarray) -> str:
 
 
 def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown: Sequence[Shown] = ()) -> str:
-    """The Markdown file of a claim: question, table, protocol, failures, machine, figure, traversals."""
+    """The Markdown file of a claim: question, tables, protocol, failures, machine, figure, traversals."""
     iterations = {claim.variants[row["variant"]].iterations for row in rows}
     failures = [f"{row['variant']}, seed {row['seed']}: {row['failure']}" for row in rows if _failed(row)]
     times = [f"{_time(claim, mine)} on {machine}" for machine, mine in by_machine(rows).items()]
@@ -66,6 +79,7 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
         f"# {claim.question}",
         "\n".join(table(claim, rows)),
         f"Median (lowest to highest) over seeds. {claim.protocol}",
+        "\n".join(runs(claim, rows)),
         f"{' or '.join(f'{count:,}' for count in sorted(iterations))} iterations; {'; '.join(times)}; torch {torches}, "
         f"commit {commits}. Again: `python -m bench claims {name}`.",
     ]
