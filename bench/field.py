@@ -10,6 +10,7 @@ import torch
 
 from bench.contestants import Contestant, Opponent
 from bench.ours import Ours
+from fastinfogan.capture import Capture
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import Decoded
 from fastinfogan.precision import Precision, choose_precision
@@ -25,6 +26,7 @@ TABLES = {
     "chairs": "chairs-rotation",
 }
 IMAGES = 4096
+CAPTURED, OP_BY_OP = "fastinfogan", "fastinfogan op by op"  # on a CPU both are the same, and the first stands alone
 
 
 def field(preset: str, batch: int, device: torch.device, images: int = IMAGES) -> dict[str, Callable[[], Contestant]]:
@@ -36,15 +38,21 @@ def field(preset: str, batch: int, device: torch.device, images: int = IMAGES) -
     full = Precision(device, torch.float32, "the other half of the comparison")
     low = choose_precision(device, amp=True)
 
-    def ours(precision: Precision) -> Contestant:
-        return Ours(config, _random_images(config, images), precision)
+    def ours(precision: Precision, capture: Capture) -> Contestant:
+        return Ours(replace(config, capture=capture), _random_images(config, images), precision)
 
     def opponent(precision: Precision, tuned: bool) -> Contestant:
         return Opponent(config, _random_images(config, images), precision, tuned=tuned)
 
+    kinds: list[tuple[str, Capture]] = [(CAPTURED, "auto")]
+    if device.type == "cuda":
+        kinds.append((OP_BY_OP, "off"))
     return {
-        "fastinfogan fp32": functools.partial(ours, full),
-        f"fastinfogan {format_name(low.dtype)}": functools.partial(ours, low),
+        **{
+            f"{kind} {format_name(precision.dtype)}": functools.partial(ours, precision, capture)
+            for kind, capture in kinds
+            for precision in (full, low)
+        },
         "eager fp32": functools.partial(opponent, full, False),
         f"tuned {format_name(low.dtype)}": functools.partial(opponent, low, True),
     }

@@ -9,7 +9,7 @@ counted. What a GPU makes of them is a model, not measured:
 - floor: the longer of FLOPs over the peak of the tensor cores (of plain fp32 without ``--amp``) and bytes over the peak
   of the memory, from the vendor's data sheets: dense, no sparsity. No GPU reaches its peaks.
 
-The measured columns are empty until a GPU fills them; the last column is the command that does.
+The measured columns are empty until the command in the last column, run on that GPU, fills them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.field import TABLES
-from bench.measure import RESULTS, significant, write_csv
+from bench.field import CAPTURED, OP_BY_OP, TABLES
+from bench.measure import RESULTS, put_beside_model, significant, write_csv
 from bench.ours import NoRun
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
@@ -40,9 +40,11 @@ from fastinfogan.precision import Precision
 from fastinfogan.trainer import Trainer
 
 META = torch.device("meta")
+STATIC = RESULTS / "iteration_static.csv"
 PAPERS = {name: preset for name, preset in TABLES.items() if name != "celeba-64"}
 NO_LAUNCH = ("prim", "profiler")
 ADAM_CHUNK, ADAM_CHUNKS = 65_536, 320  # of torch's multi_tensor_apply
+MEASURED = {CAPTURED: "measured_graph_us", OP_BY_OP: "measured_eager_us"}  # by contestant of `step`
 ELSEWHERE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach")
 
 
@@ -67,7 +69,7 @@ class Options:
 
     batches: tuple[int, ...] = (128, 1024)
     """Images per iteration."""
-    out: Path = RESULTS / "iteration_static.csv"
+    out: Path = STATIC
     """The CSV to write."""
 
 
@@ -185,7 +187,7 @@ def report(options: Options) -> list[dict[str, object]]:
                             "gflop": significant(flops / 1e9), "mbyte": significant(counted.bytes / 1e6),
                             "arithmetic_us": significant(arithmetic * 1e6), "memory_us": significant(memory * 1e6),
                             "floor_us": significant(max(arithmetic, memory) * 1e6),
-                            "measured_eager_us": "", "measured_graph_us": "",
+                            **dict.fromkeys(MEASURED.values(), ""),
                             "measure_with": f"python -m bench step --presets {preset} --batches {batch} --device cuda",
                         }
                     )  # fmt: skip
@@ -196,6 +198,16 @@ def report(options: Options) -> list[dict[str, object]]:
                     + " us (model, not measured)"
                 )
     return rows
+
+
+def fill_in(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Put the times of ``rows`` of ``step``, measured on one GPU, beside the model's estimates for it in ``path``."""
+    for row in rows:
+        contestant, label = row["provider"].rsplit(" ", 1)
+        if contestant in MEASURED:
+            identity = {"preset": row["preset"], "batch": row["batch"], "format": label}
+            measured = {MEASURED[contestant]: significant(1e3 * float(row["median"]))}
+            put_beside_model(path, measured, identity, row["device"])
 
 
 def main(argv: list[str]) -> None:

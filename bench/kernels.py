@@ -7,7 +7,7 @@ takes part. ``floor_bytes`` is what any implementation must read and write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,17 @@ import torch
 import tyro
 
 from bench import plots
-from bench.measure import announce, in_turns, quantiles, repeated, results_file, significant, write_csv
+from bench.measure import (
+    RESULTS,
+    announce,
+    in_turns,
+    put_beside_model,
+    quantiles,
+    repeated,
+    results_file,
+    significant,
+    write_csv,
+)
 from fastinfogan import LatentSpec
 from fastinfogan.config import PRESETS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
@@ -25,6 +35,14 @@ from fastinfogan.precision import choose_device
 
 SPECS = {"mnist": "mnist", "celeba": "celeba", "chairs": "chairs-rotation"}  # name in the table -> preset
 BATCHES = (64, 128, 512, 4096)
+# Backend -> op -> what ``--static`` calls the kernel that does as much
+COMPILED = {
+    "triton": {
+        "head_loss": "head_loss G", "sample_latents": "sample_latents", "image_batch": "image_batch mirrored",
+        "pack_codes": "pack_codes",
+    },
+    "native": {"pack_codes": "pack_kernel"},
+}  # fmt: skip
 
 Run = Callable[[], object]
 
@@ -136,7 +154,20 @@ def main() -> None:
             for case in cases(config.spec, config.network_tables.image, batch, device):
                 rows += measure(case, name, batch, 5 if options.quick else options.turns, device, machine)
     write_csv(out, rows)
+    if device.type == "cuda" and not options.quick:
+        fill_in(RESULTS, rows)
     plots.save(plots.kernels(rows), out)
+
+
+def fill_in(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Put the times of ``rows``, measured on one GPU, beside the model's estimates for it in ``folder``."""
+    for row in rows:
+        provider, op = str(row["provider"]), str(row["op"])
+        identity = {"preset": str(row["codes"]), "batch": str(row["batch"]), "dtype": "float32"}
+        name = COMPILED.get(provider, {}).get(op)
+        if name is not None:
+            file = folder / ("kernels_static.csv" if provider == "triton" else "cuda_static.csv")
+            put_beside_model(file, {"measured_us": str(row["median"])}, identity | {"kernel": name}, str(row["device"]))
 
 
 def measure(

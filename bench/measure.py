@@ -171,6 +171,19 @@ def keep_rows(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[s
     write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
 
 
+def put_beside_model(path: Path, measured: Mapping[str, str], identity: Mapping[str, str], device: str) -> None:
+    """Put ``measured`` into the rows of ``path``, a model's estimates, that have ``identity`` and are of this GPU.
+
+    device: the GPU's name as its driver gives it; a row's ``gpu`` begins with the part of it that says which model.
+    """
+    rows = read_csv(path)
+    own = [row for row in rows if has(row, identity) and row["gpu"].split()[0] in device]
+    for row in own:
+        row.update(measured)
+    if own:
+        write_csv(path, rows)
+
+
 def open_csv(path: Path, columns: Sequence[str]) -> None:
     """Make ``path`` ready to take rows of ``columns`` behind those that it has.
 

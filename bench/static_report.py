@@ -5,8 +5,8 @@ Triton: registers, spills, launches, instructions, global accesses by width, and
 (``tests/ptx``) does at that batch: warp instructions per image, bytes of 32-byte sectors over the floor (``moved`` over
 all requests, some of which L1 answers; ``touched`` each sector once), sectors per request and the fewest possible,
 shared-memory bank conflicts, warps that diverge. ``model_us`` is max(bytes / bandwidth, instructions / issue rate).
-Floor and model are models, not measurements; ``measured_us`` stays empty until ``python -m bench kernels --device
-cuda`` has run on that GPU. CUDA: the same of every kernel in ``csrc/``.
+Floor and model are models, not measurements; ``python -m bench kernels --device cuda`` fills ``measured_us``, in
+fp32, on that GPU. CUDA: the same of every kernel in ``csrc/``.
 """
 
 from __future__ import annotations

@@ -88,6 +88,9 @@ def main() -> None:
         for batch in (32,) if options.quick else options.batches:
             rows = [row | machine for row in measure(preset, batch, device, options, reached)]
             keep_rows(out, rows, {"preset": preset, "batch": str(batch), **here})
+            if device.type == "cuda" and not options.quick:
+                report = import_module("bench.iteration_report")
+                report.fill_in(report.STATIC, rows)
     plots.save(plots.step(in_order([row for row in read_csv(out) if has(row, here)])), out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import floor, measure, memory, plots, step
+from bench import floor, iteration_report, kernels, measure, memory, plots, step
 from bench.__main__ import BENCHES
 from bench.field import TABLES, field
 from bench.floor import Work
@@ -218,6 +219,33 @@ def test_rows_of_step_say_what_the_issue_asks(capsys: pytest.CaptureFixture[str]
         assert {f"{phase}_ms" for phase in PHASES} < set(row)
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
     assert len(plots.step(rows).axes) == 1
+
+
+def test_what_a_gpu_measures_stands_beside_the_model_of_that_gpu(tmp_path: Path) -> None:
+    h100 = {"device": "NVIDIA H100 80GB HBM3", "batch": "128"}
+    names = ("iteration_static.csv", "kernels_static.csv", "cuda_static.csv")
+    for name in names:
+        shutil.copy(measure.RESULTS / name, tmp_path)
+    timed = {"fastinfogan bf16": "0.25", "fastinfogan op by op bf16": "2.5", "eager fp32": "4"}
+    iteration_report.fill_in(
+        tmp_path / names[0],
+        [{"preset": "svhn", "provider": name, "median": value, **h100} for name, value in timed.items()],
+    )
+    calls = [("triton", "head_loss", "7"), ("native", "pack_codes", "5"), ("reference", "head_loss", "70")]
+    kernels.fill_in(tmp_path, [
+        {"codes": "mnist", "provider": provider, "op": op, "median": value, **h100} for provider, op, value in calls
+    ])  # fmt: skip
+    filled = [
+        [measured, row["preset"], row["batch"], row["gpu"], row.get("format") or row["dtype"], row.get("kernel")]
+        for name in names
+        for row in read_csv(tmp_path / name)
+        if (measured := [value for column, value in row.items() if column.startswith("measured_") and value])
+    ]
+    assert filled == [
+        [["2500", "250"], "svhn", "128", "H100", "bf16", None],
+        [["7"], "mnist", "128", "H100", "float32", "head_loss G"],
+        [["5"], "mnist", "128", "H100", "float32", "pack_kernel"],
+    ]
 
 
 @pytest.mark.slow
