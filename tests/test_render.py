@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Command
 from PIL import Image
 from rendering import require
 
+from fastinfogan import train
 from fastinfogan.data.factors import read_factors
 from fastinfogan.data.render import NAMES, output, render, svhn_like
 from fastinfogan.data.render.painter import Factor, Painter, Recipe, picture
 from fastinfogan.errors import UserError
+from fastinfogan.metrics import evaluation
 
 
 def draw(name: str, out: Path, count: int = 12, seed: int = 3, **others: Any) -> Path:
@@ -302,3 +305,18 @@ def test_categorical_factors_use_every_class_equally_often() -> None:
     factor = Factor("c", "categorical", 0, 4, "a|b|c|d|e")
     assert [factor.at(share) for share in (0, 0.199, 0.2, 0.799, 0.999999)] == [0, 0, 1, 3, 4]
     assert factor.told(3) == "d"
+
+
+TRAINED_BY = {"faces": "faces", "chairs": "chairs", "celeba-like": "celeba", "svhn-like": "svhn", "sprites": "dsprites"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_preset_trains_on_what_its_renderer_drew(
+    name: str, rendered: Callable[[str], Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "INFORMATION_SAMPLES", 100)
+    flags = ["--iterations", "2", "--batch", "4", "--log-every", "1", "--device", "cpu", "--run-dir", tmp_path / "run"]
+    ended = command(train, "--preset", TRAINED_BY[name], "--data", rendered(name), *flags)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "run" / "figures" / "samples-final.png").is_file()
