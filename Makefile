@@ -68,6 +68,9 @@ $(VENV)/torch: constraints.txt
 	else echo "no NVIDIA driver: installing and running on the CPU"; fi
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch setuptools pybind11
+	@if nvidia-smi >/dev/null 2>&1 && ! $(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	echo "torch does not see the GPU and everything will run on the CPU: torch 2.13 is built for CUDA 13, which needs" \
+	"driver 580 or newer (nvidia-smi shows yours)"; fi
 	@touch $@
 
 # Built without isolation, so that setuptools and pybind11 are the pinned ones.

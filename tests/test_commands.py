@@ -107,7 +107,7 @@ def test_evaluation_json_holds_what_the_table_shows_and_more(finished: tuple[Pat
 def test_evaluate_repeats_the_evaluation_of_the_run(copied: Path, command: Command) -> None:
     first = json.loads((copied / "evaluation.json").read_text())
     (copied / "evaluation.json").unlink()
-    ended = command(evaluate, copied)
+    ended = command(evaluate, copied, "--device", "cpu")  # as it was trained
     assert ended.code == 0 and f"written to {copied}/evaluation.json" in ended.out
     again = json.loads((copied / "evaluation.json").read_text())
     # up to rounding: training holds the weights in another memory layout
@@ -162,7 +162,8 @@ def test_generate_is_a_function_of_its_seed(
     real = figures.generate
     monkeypatch.setattr(figures, "generate", lambda g, z: (fed.append(z), real(g, z))[1])
     for name, seed in {"one": 1, "same": 1, "other": 2}.items():
-        assert command(generate, finished[0], "--seed", seed, "--out", tmp_path / f"{name}.png").code == 0
+        flags = ["--seed", seed, "--device", "cpu", "--out", tmp_path / f"{name}.png"]
+        assert command(generate, finished[0], *flags).code == 0
     assert torch.equal(fed[0], fed[1]) and not torch.equal(fed[0], fed[2])
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
 

@@ -151,6 +151,9 @@ class Decoder:
                 fn.stack(side, side),
                 axes=[0, 1],
                 device="mixed" if on_gpu else "cpu",
+                # Of a GPU: chroma as the CPU enlarges it, and one kind of decoder whatever else is in the batch.
+                jpeg_fancy_upsampling=True,
+                hw_decoder_load=0.0,
                 output_type=types.GRAY if self.image[0] == 1 else types.RGB,
                 adjust_orientation=True,
             )
