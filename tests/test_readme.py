@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from bench.__main__ import BENCHES
+from bench.claims import drawn_sets
+from bench.claims.command import current
+from bench.claims.report import runs
+from bench.measure import RESULTS, read_csv
 from fastinfogan.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +41,13 @@ def test_every_make_target_exists() -> None:
 def test_every_picture_and_table_exists() -> None:
     for path in re.findall(r"(bench/results/[\w/.-]+\.\w+)", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", drawn_sets.CLAIMS)
+def test_every_run_on_a_drawn_set_is_shown(name: str) -> None:
+    claim = drawn_sets.CLAIMS[name]
+    if rows := current(read_csv(RESULTS / "claims" / f"{name}.csv"), claim):
+        assert "\n".join(runs(claim, rows)) in README
 
 
 @pytest.mark.parametrize("name", PRESETS)
