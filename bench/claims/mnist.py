@@ -131,6 +131,7 @@ CLAIMS = {
             "Q's share 1 instead of 0": replace(QUICK_START, q_share=1.0),
             "D's rate 2e-4 instead of 5e-4": replace(QUICK_START, lr_d=2e-4),
             "continuous weight 1 instead of 0.1": replace(QUICK_START, continuous_weight=1.0),
+            "spectral norm instead of batch norm": replace(QUICK_START, spectral_norm=True),
         },
         seeds=(0, 1, 2),
         groups=DIGIT_GROUPS,
