@@ -38,6 +38,9 @@ class TrainConfig:
     """Hold the images decoded on the training device, or stream them through DALI; auto holds what fits."""
     gray: bool = False
     """Turn colour images to grey, for networks of one channel."""
+    invert: bool = False
+    """Exchange black and white on the way into the networks and out again, for images on white: their ground becomes 0,
+    with which convolutions pad."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     reject_limit: float = 0.01
@@ -125,8 +128,8 @@ class TrainConfig:
 
     @property
     def network_tables(self) -> Tables:
-        """The tables that ``tables`` names, with ``spectral_norm`` and ``rivals``."""
-        return replace(TABLES[self.tables], spectral=self.spectral_norm, rivals=self.rivals)
+        """The tables that ``tables`` names, with ``spectral_norm``, ``rivals`` and ``invert``."""
+        return replace(TABLES[self.tables], spectral=self.spectral_norm, rivals=self.rivals, inverted=self.invert)
 
     @property
     def objective(self) -> Objective:

@@ -69,6 +69,7 @@ class Tables:
     generator: from the latents to the image.
     spectral: D's and Q's weights are divided by their largest singular value, and no batch norm follows them.
     rivals: recognition heads beside Q's, of which one may take its place (:mod:`fastinfogan.rivals`).
+    inverted: black is the high end of the images' range, white the low one.
     """
 
     image: tuple[int, int, int]
@@ -77,11 +78,13 @@ class Tables:
     generator: Sequence[Layer]
     spectral: bool = False
     rivals: int = 0
+    inverted: bool = False
 
     @property
     def image_range(self) -> tuple[float, float]:
-        """What the generator's last activation spans, and so what real images are normalised to."""
-        return (-1.0, 1.0) if self.generator[-1].act == "tanh" else (0.0, 1.0)
+        """What black and white are to the networks: the ends of what the generator's last activation spans."""
+        low = -1.0 if self.generator[-1].act == "tanh" else 0.0
+        return (1.0, low) if self.inverted else (low, 1.0)
 
 
 # Tables 2 and 3 differ only in the number of inputs and outputs, which the LatentSpec sets.
