@@ -131,6 +131,8 @@ def test_an_evaluation_fixes_the_std_where_training_did(
 def test_images_are_judged_in_the_range_of_the_networks(tables: Any, image_range: tuple[float, float]) -> None:
     config = TrainConfig(tables=tables)
     assert Subject(config, *build(config.network_tables, config.spec, seed=0)).image_range == image_range
+    inverted = replace(config, invert=True)
+    assert Subject(inverted, *build(inverted.network_tables, config.spec, seed=0)).image_range == image_range[::-1]
 
 
 def test_generated_images_are_compared_with_the_test_split(
