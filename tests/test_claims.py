@@ -178,13 +178,14 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
         '{"step": 3, "information": {"c1": 2.25}, '
-        '"clusterings": {"c1": {"error": 0.1, "matching": [0, 1], "confusion": [[1, 0], [1, 0]]}}, '
+        '"clusterings": {"c1": {"error": 0.1, "matching": [1, 0, -1], "confusion": [[1, 0], [1, 0]]}}, '
+        '"frequencies": {"c1": [0.75, 0.25, 0.0]}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
         "step": "3", "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
-        "frequencies/c1/distance": "0",
+        "frequencies/c1/distance": "0.25", "frequencies/c1/0": "0.25", "frequencies/c1/1": "0.75",
         "failure": "0 and 1 share a value", "images_per_second": "100",
     }  # fmt: skip
 

@@ -83,6 +83,7 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
     if again or not (set(groups) <= set(QUICK) and _ended(run, config)):
         run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
+    learnt = found.pop("frequencies", {})
     numbers = {name: significant(value) for name, value in _flat(found)}
     for group, table in associations(found).items():
         for factor, (strength, code) in strongest(table).items():
@@ -91,8 +92,13 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
     # Confusion is not kept of thousands of values.
     codes = {name: code for name, code in found["clusterings"].items() if code["confusion"]}
     for name, code in codes.items():
-        shares = found.get("frequencies", {}).get(name) or [1 / len(code["matching"])] * len(code["matching"])
-        numbers[f"frequencies/{name}/distance"] = significant(distance(shares, code["matching"], code["confusion"]))
+        matching = code["matching"]
+        shares = learnt.get(name) or [1 / len(matching)] * len(matching)
+        numbers[f"frequencies/{name}/distance"] = significant(distance(shares, matching, code["confusion"]))
+        if name in learnt:
+            for label, share in sorted(zip(matching, shares, strict=True)):
+                if label >= 0:
+                    numbers[f"frequencies/{name}/{label}"] = significant(share)
     failures = [failure(code["confusion"]) for code in codes.values()]
     rates = [line["images_per_second"] for line in lines(run) if "images_per_second" in line]
     return {
