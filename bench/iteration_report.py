@@ -9,7 +9,8 @@ counted. What a GPU makes of them is a model, not measured:
 - floor: the longer of FLOPs over the peak of the tensor cores (of plain fp32 without ``--amp``) and bytes over the peak
   of the memory, from the vendor's data sheets: dense, no sparsity. No GPU reaches its peaks.
 
-The measured columns are empty until the command in the last column, run on that GPU, fills them.
+The measured columns are those of ``bench/results/step.csv``, empty until the command in the last column has run on that
+GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.field import CAPTURED, OP_BY_OP, TABLES
-from bench.measure import RESULTS, put_beside_model, significant, write_csv
+from bench.measure import RESULTS, put_beside_model, read_csv, significant, write_csv
 from bench.ours import NoRun
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
@@ -201,7 +202,7 @@ def report(options: Options) -> list[dict[str, object]]:
 
 
 def fill_in(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Put the times of ``rows`` of ``step``, measured on one GPU, beside the model's estimates for it in ``path``."""
+    """Put the times of ``rows`` of ``step``, measured on a GPU, beside the model's estimates for it in ``path``."""
     for row in rows:
         contestant, label = row["provider"].rsplit(" ", 1)
         if contestant in MEASURED:
@@ -214,3 +215,4 @@ def main(argv: list[str]) -> None:
     """Print the counts and write them as CSV."""
     options = tyro.cli(Options, prog="python -m bench step --static", description=__doc__, args=argv)
     write_csv(options.out, report(options))
+    fill_in(options.out, read_csv(RESULTS / "step.csv"))

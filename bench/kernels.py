@@ -154,13 +154,13 @@ def main() -> None:
             for case in cases(config.spec, config.network_tables.image, batch, device):
                 rows += measure(case, name, batch, 5 if options.quick else options.turns, device, machine)
     write_csv(out, rows)
-    if device.type == "cuda" and not options.quick:
+    if device.type == "cuda" and out == results_file("kernels", False, None):
         fill_in(RESULTS, rows)
     plots.save(plots.kernels(rows), out)
 
 
 def fill_in(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Put the times of ``rows``, measured on one GPU, beside the model's estimates for it in ``folder``."""
+    """Put the times of ``rows``, measured on a GPU, beside the model's estimates for it in ``folder``."""
     for row in rows:
         provider, op = str(row["provider"]), str(row["op"])
         identity = {"preset": str(row["codes"]), "batch": str(row["batch"]), "dtype": "float32"}

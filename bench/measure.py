@@ -24,6 +24,8 @@ from fastinfogan.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+# GPU of a model's estimates -> its driver's name for it; a card of other peaks has another
+DRIVERS_NAMES = {"A100 80GB": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "B200": "NVIDIA B200"}
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
@@ -174,10 +176,10 @@ def keep_rows(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[s
 def put_beside_model(path: Path, measured: Mapping[str, str], identity: Mapping[str, str], device: str) -> None:
     """Put ``measured`` into the rows of ``path``, a model's estimates, that have ``identity`` and are of this GPU.
 
-    device: the GPU's name as its driver gives it; a row's ``gpu`` begins with the part of it that says which model.
+    device: the GPU's name as its driver gives it.
     """
     rows = read_csv(path)
-    own = [row for row in rows if has(row, identity) and row["gpu"].split()[0] in device]
+    own = [row for row in rows if has(row, identity) and DRIVERS_NAMES[row["gpu"]] == device]
     for row in own:
         row.update(measured)
     if own:

@@ -5,8 +5,9 @@ Triton: registers, spills, launches, instructions, global accesses by width, and
 (``tests/ptx``) does at that batch: warp instructions per image, bytes of 32-byte sectors over the floor (``moved`` over
 all requests, some of which L1 answers; ``touched`` each sector once), sectors per request and the fewest possible,
 shared-memory bank conflicts, warps that diverge. ``model_us`` is max(bytes / bandwidth, instructions / issue rate).
-Floor and model are models, not measurements; ``python -m bench kernels --device cuda`` fills ``measured_us``, in
-fp32, on that GPU. CUDA: the same of every kernel in ``csrc/``.
+Floor and model are models, not measurements. ``measured_us`` is of a whole call in fp32, Python's part included, from
+``bench/results/kernels.csv``: empty until ``python -m bench kernels --device cuda`` has run on that GPU. CUDA: the same
+of every kernel in ``csrc/``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.measure import RESULTS, significant, write_csv
+from bench.kernels import fill_in
+from bench.measure import RESULTS, read_csv, significant, write_csv
 from fastinfogan.ops.arguments import DTYPES
 from fastinfogan.ops.sample_latents import sample_latents
 from tests.cuda_compile import NVCC, SOURCES, kernels_of, ptx_of
@@ -192,3 +194,4 @@ def main() -> None:
             print(*(str(row[column]).ljust(len(column)) for column in shown), sep="  ", flush=True)
         if table:
             write_csv(RESULTS / name, table)
+    fill_in(RESULTS, read_csv(RESULTS / "kernels.csv"))

@@ -88,7 +88,7 @@ def main() -> None:
         for batch in (32,) if options.quick else options.batches:
             rows = [row | machine for row in measure(preset, batch, device, options, reached)]
             keep_rows(out, rows, {"preset": preset, "batch": str(batch), **here})
-            if device.type == "cuda" and not options.quick:
+            if device.type == "cuda" and out == results_file("step", False, None):
                 report = import_module("bench.iteration_report")
                 report.fill_in(report.STATIC, rows)
     plots.save(plots.step(in_order([row for row in read_csv(out) if has(row, here)])), out)
@@ -124,7 +124,7 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
         ratio = quantiles(seconds["eager fp32"] / values)["median"]
         peak = peak_mib(preset, batch, name, device) if options.memory else None
         print(
-            f"{preset:<10}batch {batch:<5}{name:<18}{batch / took['median']:>8,.0f} images/s  "
+            f"{preset:<10}batch {batch:<5}{name:<26}{batch / took['median']:>8,.0f} images/s  "
             f"{took['median'] * 1e3:>7.1f} ms  floor {least * 1e3:.1f} ms  {ratio:.2f}x eager  "
             + "  ".join(f"{phase} {phases[name][phase] * 1e3:.1f}" for phase in PHASES)
             + (f"  peak {peak:,.0f} MiB" if peak is not None else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -35,6 +36,8 @@ def run_command(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         # Whoever read the output, head or less, has seen enough; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None  # as a shell reports SIGPIPE
@@ -44,3 +47,10 @@ def run_command(main: Callable[[], None]) -> None:
         where = error.filename or "the disk"
         print(f"error: cannot write to {where} ({error.strerror}): free some space, then repeat", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are told whatever is asked for
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -30,8 +30,8 @@ class Evaluate:
     all: bool = False
     """Measure every group that the run's data set and codes can have."""
     inception: Path | None = None
-    """Judge samples by FID's own Inception instead, on a CPU for some minutes: inception-2015-12-05.pt, StyleGAN2-ADA's
-    TorchScript file, which no package ships."""
+    """Judge samples by FID's own Inception instead: inception-2015-12-05.pt, StyleGAN2-ADA's TorchScript file, which no
+    package ships. 30,000 images take a CPU the better part of an hour."""
     data: Path | None = None
     """Where the data sets lie; without it, where the run found them."""
     device: str = "auto"

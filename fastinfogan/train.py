@@ -210,6 +210,9 @@ def _require_resumable(saved: Checkpoint, config: TrainConfig) -> None:
     """Raise a UserError where ``saved`` cannot go on as ``config``, before the run's config.json is written anew."""
     if saved.step >= config.iterations:
         raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
+    if saved.config.invert != config.invert:
+        was, now = (f"--{'' if inverted else 'no-'}invert" for inverted in (saved.config.invert, config.invert))
+        raise UserError(f"{saved.path} was trained with {was} and cannot go on with {now}: drop the flag")
     checkpoint.require_networks(saved, config)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 import time
@@ -225,12 +224,17 @@ def test_what_a_gpu_measures_stands_beside_the_model_of_that_gpu(tmp_path: Path)
     h100 = {"device": "NVIDIA H100 80GB HBM3", "batch": "128"}
     names = ("iteration_static.csv", "kernels_static.csv", "cuda_static.csv")
     for name in names:
-        shutil.copy(measure.RESULTS / name, tmp_path)
+        rows = read_csv(measure.RESULTS / name)
+        write_csv(tmp_path / name, [
+            {column: "" if column.startswith("measured_") else value for column, value in row.items()} for row in rows
+        ])  # fmt: skip
     timed = {"fastinfogan bf16": "0.25", "fastinfogan op by op bf16": "2.5", "eager fp32": "4"}
-    iteration_report.fill_in(
-        tmp_path / names[0],
-        [{"preset": "svhn", "provider": name, "median": value, **h100} for name, value in timed.items()],
-    )
+    for gpu in (h100, h100 | {"device": "NVIDIA H100 PCIe"}, h100 | {"device": "cpu"}):
+        iteration_report.fill_in(
+            tmp_path / names[0],
+            [{"preset": "svhn", "provider": name, "median": value, **gpu} for name, value in timed.items()],
+        )
+        timed = dict.fromkeys(timed, "9")  # of a card with other peaks, which is not in the model
     calls = [("triton", "head_loss", "7"), ("native", "pack_codes", "5"), ("reference", "head_loss", "70")]
     kernels.fill_in(tmp_path, [
         {"codes": "mnist", "provider": provider, "op": op, "median": value, **h100} for provider, op, value in calls

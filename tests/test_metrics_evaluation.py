@@ -147,12 +147,16 @@ def test_generated_images_are_compared_with_the_test_split(
     write_folder(tmp_path / "fashion-mnist", files)
     given: dict[str, Any] = {}
     monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat())
-    monkeypatch.setattr(evaluation, "sample_quality", lambda _, **keywords: given.update(keywords))
+    monkeypatch.setattr(evaluation, "sample_quality", lambda by, **keywords: given.update(keywords, by=by))
 
-    def judge(config: TrainConfig) -> None:
-        evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",))
+    def judge(config: TrainConfig, **by: FeatureNetwork) -> None:
+        evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",), **by)
 
+    other = flat("another")
+    judge(tiny_config(data=tmp_path), features=other)
+    assert given["by"] is other
     judge(tiny_config(data=tmp_path))
+    assert given["by"].name == "rawnet"
     assert given["real"].min() >= 150 > given["training"].max() and given["seen"] is False
     renders(monkeypatch, tmp_path, 60)
     judge(tiny_config(dataset="faces", data=tmp_path))

@@ -43,11 +43,11 @@ def test_every_picture_and_table_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", drawn_sets.CLAIMS)
+@pytest.mark.parametrize("name", [name for name in drawn_sets.CLAIMS if (RESULTS / "claims" / f"{name}.csv").exists()])
 def test_every_run_on_a_drawn_set_is_shown(name: str) -> None:
     claim = drawn_sets.CLAIMS[name]
-    if rows := current(read_csv(RESULTS / "claims" / f"{name}.csv"), claim):
-        assert "\n".join(runs(claim, rows)) in README
+    rows = current(read_csv(RESULTS / "claims" / f"{name}.csv"), claim)
+    assert rows and "\n".join(runs(claim, rows)) in README
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -57,7 +57,7 @@ class Which:
 
     def tables_of(self, name: DatasetName) -> tuple[TablesName, Tables]:
         chosen = self.tables or preset(name).tables
-        return chosen, replace(TABLES[chosen], inverted=preset(name).invert)
+        return chosen, TABLES[chosen]
 
     def open(self, name: DatasetName) -> Decoded | Encoded:
         """The split, as training would open it."""

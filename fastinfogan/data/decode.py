@@ -33,7 +33,8 @@ from fastinfogan.errors import UserError
 STORE_BATCH = 64  # large enough to keep the threads busy, small enough for photographs of 20 megapixels
 PREFETCH = 2
 MAX_THREADS = 8
-RULES = "upright"  # in the key of a store, so that none is found again whose pictures were not turned upright
+# In the key of a store, so that none is found again whose pictures were not turned upright, or decoded otherwise.
+RULES = "upright, one decoder"
 
 Bytes = npt.NDArray[np.uint8]  # of a file, or the pixels of pictures
 

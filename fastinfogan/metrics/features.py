@@ -32,7 +32,7 @@ from fastinfogan.precision import choose_device
 
 FOLDER = "features"  # below the data sets
 EPOCHS = 4
-INCEPTION_FEATURES = 2048
+INCEPTION_FEATURES, INCEPTION_BATCH = 2048, 50
 COLOUR_SIDE = 64  # pixels that images are enlarged to for the packaged network
 _IMAGE = (1, 28, 28)
 _CLASSES = 10
@@ -177,15 +177,16 @@ def inception(path: Path, device: torch.device) -> FeatureNetwork:
     """
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = network((images.expand(-1, 3, -1, -1) * 255).round().byte(), return_features=True)
-        return found
+        pixels = (images.expand(-1, 3, -1, -1) * 255).round().byte()
+        # few at a time: it enlarges them to 299 pixels
+        return torch.cat([network(part, return_features=True) for part in pixels.split(INCEPTION_BATCH)])
 
     try:
         with warnings.catch_warnings():  # deprecated in torch, but the form in which the weights are handed on
             warnings.simplefilter("ignore")
             network = torch.jit.load(str(path), map_location=device).eval()
             shape = tuple(features(torch.zeros(1, 1, 32, 32, device=device)).shape)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # anything: its own code runs
         reason = first_line(error)
     else:
         if shape == (1, INCEPTION_FEATURES):
