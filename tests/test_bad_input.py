@@ -168,6 +168,11 @@ def test_resume_with_another_architecture_is_refused_and_changes_nothing(
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
+def test_resume_with_black_and_white_exchanged_is_refused(copied: Path, command: Command) -> None:
+    ended = command(train, "--resume", copied, "--iterations", "9", "--invert")
+    assert_told(ended, "trained with --no-invert and cannot go on with --invert", "drop the flag")
+
+
 def test_resume_goes_on_in_the_run_s_own_folder(copied: Path, tmp_path: Path, command: Command) -> None:
     ended = command(train, "--resume", copied, "--iterations", "8", "--run-dir", tmp_path / "other")
     assert_told(ended, f"--resume goes on in the run's own folder {copied}", "leave --run-dir out")
