@@ -210,7 +210,8 @@ class Trainer:
     def train(self, say: Callable[[str], None] = tqdm.write) -> Stopped:
         """Iterate from ``self.step`` to ``config.iterations``, or until SIGINT or SIGTERM; the end is always saved.
 
-        A signal to one process ends all of them, after the same iteration.
+        A signal to one process ends all of them, after the same iteration; that nobody reads the output any more (of
+        ``train | head``) counts as SIGPIPE.
 
         Raises:
             UserError: a loss or a weight that is not finite, a disk that is full, or another process that is gone.
@@ -223,6 +224,13 @@ class Trainer:
         saved = self.step
         stopped = False
         with self._telling_of_lost_processes(), _signals() as caught, bar:
+
+            def tell(line: str) -> None:
+                try:
+                    say(line)
+                except BrokenPipeError:
+                    caught.append(signal.SIGPIPE)
+
             while self.step < config.iterations and not (stopped := self.ranks.any(bool(caught))):
                 bar.update(self.advance())
                 if self.step % config.log_every == 0 or self.step == config.iterations:
@@ -231,20 +239,20 @@ class Trainer:
                     began, counted = time.perf_counter(), self.step
                     with self._writing():
                         self.run_directory.log(self.step, {**values, "images_per_second": rate})
-                    self.evaluations.log_finished(say)
+                    self.evaluations.log_finished(tell)
                     if self.ranks.first:
-                        say(self._line(values, rate))
-                        self._watch_the_game(values, say)
+                        tell(self._line(values, rate))
+                        self._watch_the_game(values, tell)
                 if self.step % config.figure_every == 0:
                     self.draw_figures(f"{self.step:08d}")
                 if self.step % config.save_every == 0:
                     self.save()
                     saved = self.step
                 if config.evaluate_every and self.step % config.evaluate_every == 0 and self.ranks.first:
-                    self.evaluations.start(self.step, *self.alone(), say)
+                    self.evaluations.start(self.step, *self.alone(), tell)
             if saved != self.step:
                 self.save()
-            self.evaluations.finish(say)
+            self.evaluations.finish(tell)
         return Stopped(self.step, (caught or [signal.SIGTERM])[0] if stopped else None)
 
     def advance(self) -> int:

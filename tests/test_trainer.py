@@ -230,6 +230,17 @@ def test_a_signal_saves_and_leaves_with_the_command_that_goes_on(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_reader_that_is_gone_ends_the_run_and_it_is_saved(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    config = tiny_config(iterations=7, log_every=2, save_every=100)
+    assert make_trainer(config, tmp_path).train(gone) == Stopped(2, signal.SIGPIPE)
+    assert saved_steps(tmp_path) == [2]
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_acts_at_once(
