@@ -15,8 +15,9 @@ from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.data import Decoded
 from fastinfogan.precision import Precision, choose_precision
 
-# Name in the table of results -> preset; all with the paper's objective: the paper's tables, and the deeper one of its
-# family. What other presets of a table change (weights, rates, iterations) an iteration's time hardly knows of.
+# Name in the table of results -> preset; all with the paper's objective: the paper's tables, the deeper one of its
+# family, and Lin et al.'s. What other presets of a table change (weights, rates, iterations) an iteration's time hardly
+# knows of.
 TABLES = {
     "mnist": "mnist-paper",
     "celeba": "celeba",
@@ -24,6 +25,7 @@ TABLES = {
     "svhn": "svhn",
     "faces": "faces-azimuth",
     "chairs": "chairs-rotation",
+    "dsprites": "dsprites",
 }
 IMAGES = 4096
 CAPTURED, OP_BY_OP = "fastinfogan", "fastinfogan op by op"  # on a CPU both are the same, and the first stands alone

@@ -42,7 +42,6 @@ from fastinfogan.trainer import Trainer
 
 META = torch.device("meta")
 STATIC = RESULTS / "iteration_static.csv"
-PAPERS = {name: preset for name, preset in TABLES.items() if name != "celeba-64"}
 NO_LAUNCH = ("prim", "profiler")
 ADAM_CHUNK, ADAM_CHUNKS = 65_536, 320  # of torch's multi_tensor_apply
 MEASURED = {CAPTURED: "measured_graph_us", OP_BY_OP: "measured_eager_us"}  # by contestant of `step`
@@ -173,7 +172,7 @@ def count(config: TrainConfig, dtype: torch.dtype) -> tuple[Launches, int]:
 def report(options: Options) -> list[dict[str, object]]:
     """A row per preset, batch, number format and GPU."""
     rows: list[dict[str, object]] = []
-    for preset, name in PAPERS.items():
+    for preset, name in TABLES.items():
         for batch in options.batches:
             config = dataclasses.replace(PRESETS[name], batch=batch)
             for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
@@ -193,7 +192,7 @@ def report(options: Options) -> list[dict[str, object]]:
                         }
                     )  # fmt: skip
                 print(
-                    f"{preset:<8}batch {batch:<6}{label}  {total:>5} launches  {flops / 1e9:>8.1f} GFLOP  "
+                    f"{preset:<10}batch {batch:<6}{label}  {total:>5} launches  {flops / 1e9:>8.1f} GFLOP  "
                     f"{counted.bytes / 1e6:>8.0f} MB   floor "
                     + ", ".join(f"{row['gpu']} {row['floor_us']}" for row in rows[-len(GPUS) :])
                     + " us (model, not measured)"

@@ -29,6 +29,11 @@ class Ours:
         trainer.iteration(trainer.step)
         trainer.step += 1
 
+    @property
+    def capture_refused(self) -> bool:
+        """Whether the iterations were to be captured, and run op by op."""
+        return self.trainer.graph is not None and self.trainer._run.graph is None
+
     def networks(self) -> tuple[Generator, Discriminator]:
         return self.trainer.generator, self.trainer.discriminator
 

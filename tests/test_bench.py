@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recorder import Recorder
 
 from bench import floor, iteration_report, kernels, measure, memory, plots, step
 from bench.__main__ import BENCHES
 from bench.field import TABLES, field
 from bench.floor import Work
 from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, results_file, write_csv
+from bench.ours import Ours
 from bench.reference import Reference
 from bench.stopwatch import PHASES, Stopwatch
 from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan.capture import WARM_UP
 from fastinfogan.config import PRESETS
 from fastinfogan.errors import UserError
 from fastinfogan.networks import Block, Layer, Tables, conv, fc, up
@@ -208,6 +211,20 @@ def test_every_phase_of_every_contestant_is_seen() -> None:
 
 
 @pytest.mark.usefixtures("tiny_networks")
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_contestant_whose_capture_was_refused_is_known(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    contestant = field("mnist", 2, torch.device("cpu"), images=4)["fastinfogan fp32"]()
+    assert isinstance(contestant, Ours) and not contestant.capture_refused
+    if refused:
+        draw = contestant.trainer.draw
+        monkeypatch.setattr(contestant.trainer, "draw", lambda step: (step.item(), draw(step))[1])
+    contestant.trainer.capture_in(Recorder())
+    for _ in range(WARM_UP + 1):
+        contestant.advance()
+    assert contestant.capture_refused is refused
+
+
+@pytest.mark.usefixtures("tiny_networks")
 def test_rows_of_step_say_what_the_issue_asks(capsys: pytest.CaptureFixture[str]) -> None:
     reached = step.Rates({"fp32": 1e9, "bf16": 2e9, "fp16": 2e9}, 1e9)
     rows = step.measure("mnist", 8, CPU, step.Options(quick=True, memory=False), reached)
@@ -246,7 +263,7 @@ def test_what_a_gpu_measures_stands_beside_the_model_of_that_gpu(tmp_path: Path)
         if (measured := [value for column, value in row.items() if column.startswith("measured_") and value])
     ]
     assert filled == [
-        [["2500", "250"], "svhn", "128", "H100", "bf16", None],
+        [["250", "2500"], "svhn", "128", "H100", "bf16", None],
         [["7"], "mnist", "128", "H100", "float32", "head_loss G"],
         [["5"], "mnist", "128", "H100", "float32", "pack_kernel"],
     ]
@@ -265,7 +282,7 @@ def test_memory_is_the_high_water_mark_of_a_process_alone() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--presets", "mnits"], "--presets takes any of mnist, celeba, celeba-64, svhn, faces, chairs, got 'mnits'"),
+        (["--presets", "mnits"], "--presets takes any of mnist, celeba, .*, dsprites, got 'mnits'"),
         (["--batches", "1"], "--batches takes numbers from 2 to 4,096, got 1"),
     ],
 )
