@@ -1,15 +1,20 @@
 """Q's head and its rivals: which of several heads on the same trunk is Q's, judged without a label.
 
 The invariance term (:mod:`fastinfogan.invariance`) makes categories of real images, and where a head has settled it
-mostly stays. Whether it settles well is chance: with two kinds in one category and a third in two the term is higher,
-but no small step lowers it. So Q's head can have rivals, which start elsewhere and learn as it does. Several times the
-one whose term is lowest becomes Q, and the worse half of the others variants of it that differ by the large step: two
-categories merged that warps take for each other, and one split that may hold two kinds (Ueda et al. 2000, SMEM, for
+mostly stays. Whether it settles well is chance: it may have two kinds in one category and a third in two, and no small
+step leads from there. So Q's head can have rivals, which start elsewhere and learn as it does. Several times the one
+that tells most of an image becomes Q, and the worse half of the others variants of it that differ by the large step:
+two categories merged that warps take for each other, and one split that may hold two kinds (Ueda et al. 2000, SMEM, for
 mixtures). When another head becomes Q, its values are renumbered one to one to fit the codes that G has learnt.
+
+What a head tells is bounded as the paper bounds I(c; G(z, c)) (its equation 4): by the entropy of how often it uses its
+values minus the term, which is what it does not know of its answers on the warped image. The term alone prefers what is
+easily told apart: two kinds that look alike in one value, and two values for the two ways of writing a third.
 """
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -23,7 +28,7 @@ from fastinfogan.ops.philox import seed32
 
 # Of the iterations, after which the best head is Q's; but for the last, variants of it take the worse ones' places.
 ROUNDS = (0.15, 0.25, 0.35, 0.45, 0.55)
-CLEARLY = 0.97  # times the term of Q's own head: above it another is not worth what G has to learn anew
+CLEARLY = 0.97  # times what Q's own head lacks: above it another is not worth what G has to learn anew
 APART = 1.0  # of a value's weights' spread, how far from them both halves of it start
 LATELY = 50  # iterations over which is averaged how heads stand, what they read, and what they confuse
 
@@ -72,18 +77,32 @@ class Rivalry:
         """Swap Q's head with the best one, if that is clearly better. Waits for the device.
 
         Statistics and optimiser moments move with a head. Returns the index of the head that became Q (0: no swap), and
-        every head's standing before it, in nats.
+        of every head what it lacked before, in nats (:meth:`_lacking`).
         """
-        standing: list[float] = self.discriminator.standing.tolist()
-        best = standing.index(min(standing))
-        if standing[best] >= CLEARLY * standing[0]:
-            return 0, standing
+        lacking = self._lacking()
+        best = lacking.index(min(lacking))
+        if lacking[best] >= CLEARLY * lacking[0]:
+            return 0, lacking
         for own, taken in zip(self._state(0), self._state(best), strict=True):
             before = own.clone()
             own.copy_(taken)
             taken.copy_(before)
         self._rename()
-        return best, standing
+        return best, lacking
+
+    def _lacking(self) -> list[float]:
+        """By how many nats each head tells less of its answers on a warp than if they were even and foreseen.
+
+        The term, plus for each code ln k minus the entropy of how often its k values are answered.
+        """
+        lacking = self.discriminator.standing.clone()
+        for code, k in enumerate(self.spec.categorical):
+            columns = self.spec.logit_columns(code)
+            used = self.discriminator.confusions[:, columns, columns].sum(-1)
+            shares = used / used.sum(-1, keepdim=True)
+            lacking += math.log(k) + torch.xlogy(shares, shares).sum(-1)
+        found: list[float] = lacking.tolist()
+        return found
 
     def _rename(self) -> None:
         """Have Q's head name each value of a code as G was given it, as far as one name each allows."""
@@ -107,8 +126,8 @@ class Rivalry:
 
         ``seed`` draws what is random in them. Waits for the device.
         """
-        standing: list[float] = self.discriminator.standing.tolist()
-        worst_first = sorted(range(1, len(self.heads)), key=lambda index: -standing[index])
+        lacking = self._lacking()
+        worst_first = sorted(range(1, len(self.heads)), key=lambda index: -lacking[index])
         generator = torch.Generator().manual_seed(seed32(seed))
         for number, index in enumerate(worst_first[: len(self.heads) // 2]):
             for own, taken in zip(self._state(index), self._state(0), strict=True):

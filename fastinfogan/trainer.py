@@ -155,11 +155,11 @@ class Trainer:
             return
         self._require_finite()  # of heads that are not numbers none is the best
         phase = self.discriminator_phase
-        chosen, standing = phase.rivalry.choose()
+        chosen, lacking = phase.rivalry.choose()
         if chosen and self.ranks.first:
             tqdm.write(
-                f"Q takes the head of rival {chosen}, whose invariance term is {standing[chosen]:.3f} nats instead of "
-                f"{standing[0]:.3f}"
+                f"Q takes the head of rival {chosen}, which lacks {lacking[chosen]:.3f} nats of telling all about a "
+                f"warped image, instead of its own, which lacks {lacking[0]:.3f}"
             )
         if step < self._rounds[-1]:
             phase.rivalry.vary(self.config.seed ^ step)

@@ -107,7 +107,7 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
     one = game(rivals=3)
     play(one, 3)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
-    one.discriminator.confusions[0] = MIXED
+    one.discriminator.confusions.copy_(torch.stack([MIXED, EVEN, EVEN, EVEN]))
     assert moved(one, lambda: one.d_phase.rivalry.vary(7)) == [False, False, True, True]
     torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
     first, rest = heads(one)[0], heads(one)[2:]
@@ -144,9 +144,13 @@ def state(one: Game, head: Blocks) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in kept]
 
 
+EVEN = torch.eye(3) / 3  # confusions: all values in equal use, an image's that of its warp
+
+
 def as_it_answers(one: Game) -> None:
     """Every head has read each value of the code in the images that G made for it."""
     one.discriminator.readings.copy_(torch.eye(3).expand(3, 3, 3))
+    one.discriminator.confusions.copy_(EVEN.expand(3, 3, 3))
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
@@ -158,7 +162,7 @@ def test_q_and_the_head_that_stands_best_change_places_with_moments_and_statisti
     stood = one.discriminator.standing.tolist()
     wanted = [state(one, heads(one)[index]) for index in (best, 0)]
     chosen, standing = one.d_phase.rivalry.choose()
-    assert chosen == best and standing == stood
+    assert chosen == best and standing == pytest.approx(stood)
     assert one.discriminator.standing[0] == min(stood) and sorted(one.discriminator.standing.tolist()) == sorted(stood)
     for found, of_head in zip((state(one, heads(one)[index]) for index in (0, best)), wanted, strict=True):
         assert len(found) == len(of_head) > 6
@@ -169,15 +173,30 @@ def test_q_and_the_head_that_stands_best_change_places_with_moments_and_statisti
 def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, expected: int) -> None:
     one = game(rivals=2)
     play(one)
+    as_it_answers(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.4, 0.3 * share]))
     changed = moved(one, lambda: one.d_phase.rivalry.choose())
     assert changed == [expected == 2, False, expected == 2]
+
+
+@pytest.mark.parametrize(("term", "expected"), [(0.1, 0), (0.05, 1)])
+def test_a_head_with_two_kinds_in_a_value_lacks_what_its_uneven_use_costs(term: float, expected: int) -> None:
+    """ln 3 minus the entropy of 2/3, 1/6, 1/6 is 0.2310 nats."""
+    one = game(rivals=1)
+    play(one)
+    mixed = torch.tensor([2 / 3, 1 / 6, 1 / 6])
+    one.discriminator.confusions.copy_(torch.stack([EVEN, torch.outer(mixed, mixed)]))
+    one.discriminator.standing.copy_(torch.tensor([0.3, term]))
+    chosen, lacking = one.d_phase.rivalry.choose()
+    assert chosen == expected
+    assert lacking == pytest.approx([0.3, term + 0.2310], abs=1e-4)
 
 
 def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
     """Answers, and what the optimiser keeps of them, are those of the rival in another order."""
     one = game(rivals=2)
     play(one, 3)
+    as_it_answers(one)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.3, 0.1]))
     # Of value 0 the rival says 2, of value 1 mostly 0, of value 2 as often 0 as 1: and 1 is what is left for it.
     readings = torch.tensor([[0.05, 0.05, 0.23], [0.2, 0.1, 0.03], [0.15, 0.15, 0.03]])
