@@ -16,8 +16,8 @@ from fastinfogan.metrics.probe import LABELS
 
 PAPER, QUICK_START, FASHION = PRESETS["mnist-paper"], PRESETS["mnist"], PRESETS["fashion-mnist"]
 SEEDS = tuple(range(10))
-# The quick start was made on seeds 0 to 9, partly by their test error, and how it chooses among heads on two races of 10
-# to 19 (bench/NOTES.md): others say what it is worth.
+# The quick start was made on seeds 0 to 9, partly by their test error, and how it chooses among heads on two races of
+# 10 to 19 (bench/NOTES.md): others say what it is worth.
 FRESH_SEEDS = tuple(range(20, 30))
 DIGIT_GROUPS: tuple[Group, ...] = ("information", "clustering", "samples", "strokes")
 
@@ -71,9 +71,8 @@ _INVARIANCE = Claim(
     protocol=(
         f"The quick start: --invariance 4, Q's categories learnt on real images alone, seven rival heads of which one "
         f"becomes Q, continuous weight 0.1, D's rate 5e-4, both rates falling to 0, learnt std. No labels. The recipe "
-        f"was made on seeds 0 to 9, partly by their test error, and mended on two races of 10 to 19; seeds 20 to 29 had "
-        f"no part in it. {_CATEGORIES} "
-        f"{_STROKES}"
+        f"was made on seeds 0 to 9, partly by their test error, and mended on two races of 10 to 19; seeds 20 to 29 had no "
+        f"part in it. {_CATEGORIES} {_STROKES}"
     ),
     variants={"quick start": QUICK_START},
     seeds=FRESH_SEEDS,
