@@ -71,8 +71,8 @@ _INVARIANCE = Claim(
     protocol=(
         f"The quick start: --invariance 4, Q's categories learnt on real images alone, seven rival heads of which one "
         f"becomes Q, continuous weight 0.1, D's rate 5e-4, both rates falling to 0, learnt std. No labels. The recipe "
-        f"was made on seeds 0 to 9, partly by their test error, and mended on two races of 10 to 19; seeds 20 to 29 had no "
-        f"part in it. {_CATEGORIES} {_STROKES}"
+        f"was made on seeds 0 to 9, partly by their test error, and mended on two races of 10 to 19; seeds 20 to 29 "
+        f"had no part in it. {_CATEGORIES} {_STROKES}"
     ),
     variants={"quick start": QUICK_START},
     seeds=FRESH_SEEDS,
