@@ -158,8 +158,8 @@ class Trainer:
         chosen, lacking = phase.rivalry.choose()
         if chosen and self.ranks.first:
             tqdm.write(
-                f"Q takes the head of rival {chosen}, which lacks {lacking[chosen]:.3f} nats of telling all about a "
-                f"warped image, instead of its own, which lacks {lacking[0]:.3f}"
+                f"Q takes the head of rival {chosen}: of all that its values can tell it lacks {lacking[chosen]:.3f} "
+                f"nats, Q's own head {lacking[0]:.3f}"
             )
         if step < self._rounds[-1]:
             phase.rivalry.vary(self.config.seed ^ step)
