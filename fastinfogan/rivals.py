@@ -91,7 +91,7 @@ class Rivalry:
         return best, lacking
 
     def _lacking(self) -> list[float]:
-        """How many nats each head is short of ln k for each code, the most that its answers can tell of those on a warp.
+        """Nats that each head is short of ln k for each code, the most that its answers can tell of those on a warp.
 
         The term, plus for each code ln k minus the entropy of how often its k values are answered.
         """
