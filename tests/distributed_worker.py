@@ -38,7 +38,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
     "invariance": {"invariance": 2.0},
     # Not 1 or 2 of them: there the bias of G's last layer nearly cancels, and a nudge of 1e-7 moves it by 0.1 %.
-    "rivals": {"invariance": 2.0, "rivals": 3},
+    # The answers of heads that have learnt next to nothing hardly depend on the image, so that all pairs of values are
+    # as alike to second order: on most seeds rounding decides which of them a variant merges, on this one it does not.
+    "rivals": {"invariance": 2.0, "rivals": 3, "seed": 2},
     "spectral norm": {"spectral_norm": True},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }
