@@ -15,12 +15,12 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.philox import seed32
 from fastinfogan.prior import LearnedPrior
+from fastinfogan.spectral import SpectralNorms
 
 Activation = Literal["lrelu", "relu", "sigmoid", "tanh", "none"]
 Kind = Literal["conv", "fc", "up"]
@@ -298,9 +298,9 @@ class Discriminator(nn.Module):
             self.register_buffer("readings", torch.zeros(n_heads, n_values, n_values))
             self.register_buffer("confusions", torch.zeros(n_heads, n_values, n_values))
         initialise(self)
+        self.spectral: SpectralNorms | None = None
         if tables.spectral:
-            for block in [module for module in self.modules() if isinstance(module, Block)]:
-                spectral_norm(block.linear)
+            self.spectral = SpectralNorms([block.linear for block in self.modules() if isinstance(block, Block)])
 
     @property
     def recognition_heads(self) -> list[Blocks]:
@@ -310,8 +310,11 @@ class Discriminator(nn.Module):
     def features(self, images: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """What the trunk makes of images ``[n, channels, height, width]``: ``[n, features]``.
 
-        ``groups``: the batch consists of as many equal parts, each with its own batch-norm statistics.
+        ``groups``: the batch consists of as many equal parts, each with its own batch-norm statistics. To be called
+        before the heads are: it also estimates the spectral norm of every layer's weight, where they have them.
         """
+        if self.spectral is not None:
+            self.spectral.estimate(advance=self.training)
         return flatten(self.trunk(images, groups))
 
     def adversarial(self, features: torch.Tensor) -> torch.Tensor:
