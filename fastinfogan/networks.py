@@ -300,7 +300,8 @@ class Discriminator(nn.Module):
         initialise(self)
         self.spectral: SpectralNorms | None = None
         if tables.spectral:
-            self.spectral = SpectralNorms([block.linear for block in self.modules() if isinstance(block, Block)])
+            layers = [block.linear for block in self.modules() if isinstance(block, Block)]
+            self.spectral = SpectralNorms(cast(list[nn.Linear | nn.Conv2d], layers))  # no table's D has an ``up``
 
     @property
     def recognition_heads(self) -> list[Blocks]:

@@ -49,9 +49,8 @@ class SpectralNorms(nn.Module):
 
         To be called before a forward pass, which may read the layers' weights any number of times.
         """
-        parametrizations = [
-            cast(parametrize.ParametrizationList, layer.parametrizations.weight) for layer in self.layers
-        ]
+        found = [layer.get_submodule("parametrizations.weight") for layer in self.layers]
+        parametrizations = cast(list[parametrize.ParametrizationList], found)
         matrices = [_matrix(parametrization.original) for parametrization in parametrizations]
         sigmas, vectors = self._advance(matrices) if advance else self._measure(matrices)
         triples = zip(sigmas.unbind(), vectors[: len(matrices)], vectors[len(matrices) :], strict=True)
@@ -106,7 +105,7 @@ class _Divided(torch.autograd.Function):
         return divided
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With g the gradient of V = W / sigma:
 
