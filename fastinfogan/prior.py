@@ -29,7 +29,7 @@ from torch import nn
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.distributed import Average
 from fastinfogan.ops import sample_latents
-from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64, fractions, random_words
+from fastinfogan.ops.philox import LATENTS, PRIORS, as_word64
 
 RATE = 0.003  # 300 iterations to come two thirds of the way: a prior three times as fast lost half of the categories
 
@@ -77,10 +77,12 @@ class LearnedPrior(nn.Module):
     ) -> Latents:
         """``latents`` with categories of this prior; see :func:`draw_latents`."""
         spec, rows = self.spec, len(latents.z)
-        words = random_words(
-            rows, len(spec.categorical), seed=seed, step=step, stream=PRIORS + stream, row_offset=row_offset
+        # As noise of the sampler: one launch on a GPU. Halving and shifting it is exact.
+        alone = LatentSpec(noise=len(spec.categorical), codes=())
+        drawn = sample_latents(
+            alone, rows, seed=seed, step=step, stream=PRIORS + stream, row_offset=row_offset, device=seed.device
         )
-        uniform = fractions(words)
+        uniform = (drawn.z + 1.0) / 2.0
         one_hots, categories = [], []
         for code, probabilities in enumerate(self.probabilities()):
             # The inverse of the distribution function; its last value is 1 but for rounding, and no draw is beyond it.

@@ -11,13 +11,17 @@ import math
 import torch
 import torch.nn.functional as F
 
-from fastinfogan.ops.philox import WARPS, fractions, random_words
+from fastinfogan.codes import LatentSpec
+from fastinfogan.ops import sample_latents
+from fastinfogan.ops.philox import WARPS
 
 # Half as strong again, 4 and 9 stay mixed on some seeds (bench/NOTES.md).
 ROTATION = math.radians(10.0)
 SCALE = 0.1
 SHIFT = 0.07  # of the image's side
 SHEAR = 0.15
+# One column a draw. The sampler of latents draws them, in one launch on a GPU.
+_DRAWS = LatentSpec(noise=6, codes=())
 
 
 def random_affine(images: torch.Tensor, *, seed: torch.Tensor, step: torch.Tensor, row_offset: int = 0) -> torch.Tensor:
@@ -26,8 +30,10 @@ def random_affine(images: torch.Tensor, *, seed: torch.Tensor, step: torch.Tenso
 
     ``seed`` and ``step`` are int64 scalars on the device; ``row_offset`` is the first global row.
     """
-    words = random_words(len(images), 6, seed=seed, step=step, stream=WARPS, row_offset=row_offset)
-    draws = (2.0 * fractions(words) - 1.0).unbind(1)
+    drawn = sample_latents(
+        _DRAWS, len(images), seed=seed, step=step, stream=WARPS, row_offset=row_offset, device=images.device
+    )
+    draws = drawn.z.unbind(1)
     angle, shear = ROTATION * draws[0], SHEAR * draws[1]
     scale_x, scale_y = 1.0 + SCALE * draws[2], 1.0 + SCALE * draws[3]
     # affine_grid's coordinates span 2 from border to border.

@@ -103,9 +103,12 @@ def test_what_a_prior_draws_has_nothing_to_do_with_the_noise() -> None:
 
 def test_the_highest_and_lowest_words_draw_the_last_and_the_first_value(monkeypatch: pytest.MonkeyPatch) -> None:
     for word, wanted in ((0, [0, 0]), (2**32 - 1, [2, 4])):
-        monkeypatch.setattr(
-            "fastinfogan.prior.random_words", lambda rows, n, word=word, **_: torch.full((rows, n), word)
-        )
+
+        def sampled(spec: LatentSpec, rows: int, word: int = word, **_: object) -> Latents:
+            z = torch.full((rows, spec.dim), 2.0 * (word >> 8) * 2.0**-24 - 1.0)
+            return Latents(z, z.new_zeros((rows, len(spec.categorical))), z.new_zeros((rows, len(spec.continuous))))
+
+        monkeypatch.setattr("fastinfogan.prior.sample_latents", sampled)
         assert draw(prior_of(*FREQUENCIES), 1).categories.tolist() == [wanted]
 
 
