@@ -113,7 +113,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 class Autocast(TorchFunctionMode):
     """What autocast does on a GPU, on a device that it does not know: casts weights once, inputs where they come."""
 
-    OPS = (F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d)
+    OPS = (F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d, torch.bmm)
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -41,23 +41,24 @@ def invariance(
     that d / d logits of p = (p - b) / 2n. ``average`` lets several processes lean over all their rows. The answers lean
     towards equal shares, or where a ``prior`` is learnt, towards it.
     """
-    gradients = [torch.zeros_like(outputs, dtype=torch.float32) for outputs in (one, other)]
-    n_heads, n, _ = one.shape
-    total = gradients[0].new_zeros(n_heads)
+    both = torch.stack([one, other]).float()
+    _, n_heads, n, _ = both.shape
+    gradients, total = torch.zeros_like(both), both.new_zeros(n_heads)
     scale = weight / (2 * n) * (1.0 if loss_scale is None else loss_scale)
     for code in range(len(spec.categorical)):
         columns = spec.logit_columns(code)
-        logits = [outputs[..., columns].float() for outputs in (one, other)]
+        logits = both[..., columns]
         if prior is None:
-            targets = [leaning(own / TEMPERATURE, PULL, average=average) for own in logits][::-1]
+            answers = leaning(logits / TEMPERATURE, PULL, average=average)
         else:
             shares = prior.probabilities()[code]
-            targets = [leaning(own / PRIOR_TEMPERATURE, PRIOR_PULL, shares, average) for own in logits][::-1]
-        for own, target, gradient in zip(logits, targets, gradients, strict=True):
-            log_probability = torch.log_softmax(own, -1)
-            total -= (target * log_probability).sum((1, 2)) / (2 * n)
-            gradient[..., columns] = (log_probability.exp() - target) * scale
-    return total, gradients[0].to(one.dtype), gradients[1].to(other.dtype)
+            answers = leaning(logits / PRIOR_TEMPERATURE, PRIOR_PULL, shares, average)
+        targets = answers.flip(0)
+        log_probability = torch.log_softmax(logits, -1)
+        total -= (targets * log_probability).sum((0, 2, 3)) / (2 * n)
+        gradients[..., columns] = (log_probability.exp() - targets) * scale
+    of_one, of_other = gradients.to(one.dtype).unbind()
+    return total, of_one, of_other
 
 
 def leaning(

@@ -75,15 +75,17 @@ class MatrixEngine:
         return MatrixEngine(None)  # a copy of a network is not what the optimiser updates
 
     def __call__(self, block: Block, x: torch.Tensor, groups: int) -> torch.Tensor:
-        weight = block.linear.weight
-        low = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
-        if self.copy is not None and dtype == self.copy.matrix.dtype:
-            matrix = self.copy.current()
-        else:
-            matrix = _matrix(weight).to(dtype)
+        matrix = self.matrix(block)
         with torch.autocast("cpu", enabled=False):
-            return _normalise_and_activate(block, _product(block, x.to(dtype), matrix), groups)
+            return _normalise_and_activate(block, _product(block, x.to(matrix.dtype), matrix), groups)
+
+    def matrix(self, block: Block) -> torch.Tensor:
+        """The weights of ``block``, in the dtype to compute in."""
+        weight = block.linear.weight
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        if self.copy is not None and dtype == self.copy.matrix.dtype:
+            return self.copy.current()
+        return _matrix(weight).to(dtype)
 
 
 def _matrix(weight: torch.Tensor) -> torch.Tensor:
@@ -125,8 +127,8 @@ def _keep_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: torch.Tensor, 
     """Running statistics as batch norm keeps them: of one group after the other, with the unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     for group_mean, group_variance in zip(mean, variance, strict=True):
-        norm.num_batches_tracked += 1
-        # momentum None asks for the plain average over all batches
+        if norm.momentum is None:  # the plain average over all batches
+            norm.num_batches_tracked += 1
         share = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
         norm.running_mean.lerp_(group_mean, share)
         norm.running_var.lerp_(group_variance * (n / (n - 1)), share)

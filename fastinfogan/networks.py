@@ -215,9 +215,26 @@ class Block(nn.Module):
 
     def normalise(self, y: torch.Tensor, groups: int) -> torch.Tensor:
         """Each of ``groups`` equal parts of ``y`` by its own statistics; ``y`` itself without a norm."""
-        if self.norm is None:
+        norm = self.norm
+        if norm is None:
             return y
-        return self.norm(y) if groups == 1 else torch.cat([self.norm(part) for part in y.chunk(groups)])
+        parts = [_batch_norm(norm, part) for part in (y.chunk(groups) if groups > 1 else [y])]
+        return torch.cat(parts) if groups > 1 else parts[0]
+
+
+def learns_alone(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    """Whether ``norm`` takes the statistics of its batch, in this process, and keeps running ones of them."""
+    return norm.training and norm.momentum is not None and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, y: torch.Tensor) -> torch.Tensor:
+    if not learns_alone(norm):
+        normalised: torch.Tensor = norm(y)
+        return normalised
+    # Not through the module, which counts the batches: one more launch, for what only a cumulative average reads.
+    return F.batch_norm(
+        y, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, cast(float, norm.momentum), norm.eps
+    )
 
 
 def flatten(x: torch.Tensor) -> torch.Tensor:

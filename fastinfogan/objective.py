@@ -22,6 +22,7 @@ from torch import nn
 
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.distributed import Average
+from fastinfogan.heads import answers
 from fastinfogan.invariance import invariance
 from fastinfogan.networks import Blocks, Discriminator, Generator
 from fastinfogan.ops import head_loss
@@ -162,26 +163,27 @@ class DiscriminatorPhase(Phase):
             features = discriminator.features(torch.cat(kinds), groups=len(kinds))
             logits = discriminator.adversarial(features[: 2 * len(fakes)])
             seen, n_seen = (features[len(fakes) :], 1) if warped is None else (features, 3)
-            recognitions = [head(seen, n_seen) for head in self.heads] if self.objective.trunk_mi else []
-        real_logits, fake_logits = logits.detach().chunk(2)
-        answers = [recognition.detach().chunk(n_seen) for recognition in recognitions]
-        # On fakes: alone, or between the real ones and the warps.
-        losses = [self._head_loss(real_logits, fake_logits, latents, of_head[n_seen // 2]) for of_head in answers]
-        loss = losses[0] if losses else self._head_loss(real_logits, fake_logits, latents, None)
-        statistics, outputs, gradients = loss.statistics[:3], [logits, *recognitions], [torch.cat(loss.gradients[:2])]
-        gradients += [of_head.gradients[2] for of_head in losses]
+            recognitions = answers(self.heads, seen, n_seen) if self.objective.trunk_mi else None
+        if recognitions is None:
+            loss = self._head_loss(logits, latents, None)
+            self.descend([logits], [torch.cat(loss.gradients[:2])])
+            return loss.statistics[:3]
+        of_heads = recognitions.detach().unflatten(1, (n_seen, -1)).unbind(1)
+        on_fakes = of_heads[n_seen // 2]  # alone, or between the real ones and the warps
+        loss = self._head_loss(logits, latents, on_fakes[0])
+        statistics, gradient = loss.statistics[:3], loss.gradients[2][None]
+        if len(on_fakes) > 1:
+            gradient = torch.cat([gradient, self._gradients_of_rivals(latents, on_fakes[1:])])
         if warped is not None:
-            terms, *on_real = self._agreement(answers, latents)
-            for index, (before, behind) in enumerate(zip(*on_real, strict=True), start=1):
-                gradients[index] = torch.cat([before, gradients[index], behind])
+            terms, before, behind = self._agreement(of_heads, latents)
+            gradient = torch.cat([before, gradient, behind], 1)
             statistics = torch.cat([statistics, terms[:1]])
-        self.descend(outputs, gradients)
+        self.descend([logits, recognitions], [torch.cat(loss.gradients[:2]), gradient])
         return statistics
 
-    def _head_loss(
-        self, real_logits: torch.Tensor, fake_logits: torch.Tensor, latents: Latents, recognition: torch.Tensor | None
-    ) -> HeadLoss:
-        """D's loss, and that of one head of Q on the generated images."""
+    def _head_loss(self, logits: torch.Tensor, latents: Latents, recognition: torch.Tensor | None) -> HeadLoss:
+        """D's loss, and that of Q's head on the generated images; ``logits`` on real images, then on those."""
+        real_logits, fake_logits = logits.detach().chunk(2)
         return head_loss(
             self.spec,
             fake_logits,
@@ -194,15 +196,33 @@ class DiscriminatorPhase(Phase):
             loss_scale=self.loss_scale(),
         )
 
+    def _gradients_of_rivals(self, latents: Latents, on_fakes: torch.Tensor) -> torch.Tensor:
+        """Of the rivals' losses on generated images, with respect to their outputs ``on_fakes``
+        ``[n_rivals, n, head_dim]``: as the rows of one batch, whose mean they are times their number.
+        """
+        n_rivals = len(on_fakes)
+        recognition = on_fakes.flatten(0, 1)
+        loss = head_loss(
+            self.spec,
+            recognition.new_zeros(len(recognition)),
+            recognition=recognition,
+            categories=latents.categories.repeat(n_rivals, 1),
+            continuous=latents.continuous.repeat(n_rivals, 1),
+            code_weights=self.code_weights * n_rivals,
+            fixed_std=self.objective.fixed_std,
+            loss_scale=self.loss_scale(),
+        )
+        return loss.gradients[2].view(on_fakes.shape)
+
     def _agreement(
-        self, answers: list[tuple[torch.Tensor, ...]], latents: Latents
+        self, of_heads: tuple[torch.Tensor, ...], latents: Latents
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The invariance term of each head, and its gradients on the real images and their warps.
 
-        answers: per head, on real images, on those generated of ``latents``, and on warps. What is known of the heads,
-        and a learnt prior, follow.
+        of_heads: their answers ``[n_heads, n, head_dim]`` on real images, on those generated of ``latents``, and on
+        warps. What is known of the heads, and a learnt prior, follow.
         """
-        on_images, on_fakes, on_warped = (torch.stack(views) for views in zip(*answers, strict=True))
+        on_images, on_fakes, on_warped = of_heads
         weight = self.objective.invariance / len(self.heads)
         found = invariance(self.spec, on_images, on_warped, weight, self.loss_scale(), self.average, self.prior)
         if len(self.heads) > 1 and self.spec.categorical:

@@ -116,7 +116,8 @@ class Rivalry:
         values, confusions = outputs[: len(readings)], self.discriminator.confusions[0]
         readings.copy_(readings[:, values])
         confusions.copy_(confusions[values][:, values])
-        for tensor in self._learnt(cast(Block, self.heads[0][-1]).linear):
+        last = cast(Block, self.heads[0][-1])
+        for tensor in (*self._spectral_vectors(last)[:1], *self._learnt(last.linear)):
             if tensor.dim():  # not Adam's count of steps
                 tensor.copy_(tensor[outputs])
 
@@ -177,7 +178,13 @@ class Rivalry:
     def _state(self, index: int) -> list[torch.Tensor]:
         """Everything that moves with head ``index``: statistics, buffers, parameters, optimiser moments."""
         head = self.heads[index]
-        return [*(kept[index] for kept in self._of_late()), *head.buffers(), *self._learnt(head)]
+        vectors = [vector for block in head for vector in self._spectral_vectors(cast(Block, block))]
+        return [*(kept[index] for kept in self._of_late()), *head.buffers(), *vectors, *self._learnt(head)]
+
+    def _spectral_vectors(self, block: Block) -> tuple[torch.Tensor, ...]:
+        """u and v of a weight of spectral norm 1, u first; none of any other."""
+        spectral = self.discriminator.spectral
+        return () if spectral is None else spectral.vectors_of(block.linear)
 
     def _learnt(self, module: nn.Module) -> list[torch.Tensor]:
         """The parameters of ``module``, and what the optimiser keeps of them."""

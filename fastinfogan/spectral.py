@@ -31,7 +31,7 @@ class SpectralNorms(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Linear | nn.Conv2d]) -> None:
         super().__init__()
-        self.layers = list(layers)  # not submodules of this one: they are the network's
+        self.layers: list[nn.Module] = list(layers)  # not submodules of this one: they are the network's
         shapes = [_matrix(layer.weight).shape for layer in layers]
         self.sizes = [rows for rows, _ in shapes] + [columns for _, columns in shapes]
         self.register_buffer("vectors", torch.randn(sum(self.sizes), dtype=layers[0].weight.dtype))
@@ -56,6 +56,11 @@ class SpectralNorms(nn.Module):
         triples = zip(sigmas.unbind(), vectors[: len(matrices)], vectors[len(matrices) :], strict=True)
         for parametrization, estimate in zip(parametrizations, triples, strict=True):
             cast(_Divisor, parametrization[0]).estimate = estimate
+
+    def vectors_of(self, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """u and v of ``layer``, views of ``vectors``."""
+        place, vectors = self.layers.index(layer), self.vectors.split(self.sizes)
+        return vectors[place], vectors[place + len(self.layers)]
 
     def _advance(self, matrices: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """A step: the sigmas, every u and every v.

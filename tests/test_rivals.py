@@ -99,6 +99,30 @@ def test_a_head_stands_as_its_own_term_was_of_late() -> None:
     torch.testing.assert_close(statistics[3], expected[0])  # what is reported is Q's
 
 
+def test_weights_keep_a_spectral_norm_of_one_when_heads_move() -> None:
+    one = Game(OBJECTIVE, tables=replace(TINY, rivals=3, spectral=True))
+    play(one, 3)
+    discriminator, rivalry = one.discriminator, one.d_phase.rivalry
+    assert discriminator.spectral is not None
+
+    def norms(index: int) -> list[float]:
+        discriminator.spectral.estimate(advance=False)  # type: ignore[union-attr]
+        return [torch.linalg.matrix_norm(block.linear.weight.detach(), 2).item() for block in heads(one)[index]]  # type: ignore[union-attr, operator, arg-type]
+
+    for _ in range(300):
+        discriminator.spectral.estimate(advance=True)
+    discriminator.standing.copy_(torch.tensor([0.9, 0.1, 0.8, 0.7]))
+    discriminator.readings[1].copy_(discriminator.readings[1].new_tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))
+    before = [norms(index) for index in range(4)]
+    assert torch.tensor(before).allclose(torch.ones(4, len(before[0])), atol=1e-4)
+    swapped, _ = rivalry.choose()
+    assert swapped == 1
+    assert torch.tensor([norms(index) for index in range(4)]).allclose(torch.ones(4, len(before[0])), atol=1e-4)
+    rivalry.vary(3)
+    # A variant's last layer is another matrix, of which its vectors are a first guess; its first layer is Q's.
+    assert torch.tensor([norms(index)[:-1] for index in range(4)]).allclose(torch.ones(4, 1), atol=1e-4)
+
+
 # One kind in the values 0 and 2, which warps take for each other, and maybe two kinds in value 1, which is used most.
 MIXED = torch.tensor([[0.15, 0.0, 0.1], [0.0, 0.5, 0.01], [0.09, 0.0, 0.15]])
 
