@@ -48,6 +48,11 @@ class Checkpoint:
     def require(self, name: str, module: torch.nn.Module) -> None:
         """Raise a UserError unless the part ``name`` fits ``module``, tensor by tensor."""
         found, wanted = self.part(name), module.state_dict()
+        if any(key.endswith(".parametrizations.weight.0._u") for key in found):
+            raise UserError(
+                f"{self.path} was written before all layers' spectral norms were kept together: train anew, or use it "
+                f"with the version that wrote it"
+            )
         for key in sorted(found.keys() | wanted.keys()):
             have = tuple(found[key].shape) if key in found else "missing"
             want = tuple(wanted[key].shape) if key in wanted else "not there"
@@ -76,8 +81,7 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    folder = run_dir / FOLDER
-    path = folder / f"step-{step:08d}.safetensors"
+    folder, path = run_dir / FOLDER, _path(run_dir, step)
     metadata = {"format": _FORMAT, "step": str(step), "config": to_json(config)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +95,9 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
             f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and "
             f"resume with --resume {run_dir}"
         ) from None
-    # Checkpoints of later steps are what was left behind by going back to an earlier one: this one is the newest now.
-    kept_paths = [one for one in _all(run_dir) if one <= path][-keep:]
+    remove_later(run_dir, step)
     left_by_a_crash = folder.glob("*.partial")
-    for one in (*set(_all(run_dir)).difference(kept_paths), *left_by_a_crash):
+    for one in (*_all(run_dir)[:-keep], *left_by_a_crash):
         one.unlink(missing_ok=True)
     return path
 
@@ -198,8 +201,19 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch
         group["lr"] = rate  # it was copied, and a tensor that a schedule writes must be the very one
 
 
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"step-{step:08d}.safetensors"
+
+
 def _all(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob("step-*.safetensors"))
+
+
+def remove_later(run_dir: Path, step: int) -> None:
+    """Remove the checkpoints below ``run_dir`` of steps after ``step``, which are what going back to it abandons."""
+    for path in _all(run_dir):
+        if path > _path(run_dir, step):
+            path.unlink(missing_ok=True)
 
 
 def newest(run_dir: Path) -> Path | None:

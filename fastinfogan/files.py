@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy.typing as npt
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` by way of a temporary name beside it, which an OSError leaves no trace of."""
-    # Evaluations of one run may end together: each needs a name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Evaluations of one run may end together, also on two machines: each needs a name of its own.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)

@@ -75,7 +75,7 @@ def _normalise_and_activate(blocks: tuple[Block, ...], y: torch.Tensor, groups: 
     momentum, eps, width = cast(float, norms[0].momentum), norms[0].eps, len(norms[0].weight)
     mean, variance = map(torch.cat, running)
     if fused:
-        y, means, variances = norm_act(y, bias, gain, slope=SLOPES[act], groups=groups, eps=eps)
+        y, means, variances = norm_act(y, bias, gain, slope=SLOPES.get(act, 1.0), groups=groups, eps=eps)
         n = len(y) // groups
         with torch.no_grad():
             for of_group, its_variance in zip(means, variances * (n / (n - 1)), strict=True):
@@ -83,8 +83,8 @@ def _normalise_and_activate(blocks: tuple[Block, ...], y: torch.Tensor, groups: 
                 variance.lerp_(its_variance, momentum)
     else:
         parts = [F.batch_norm(part, mean, variance, gain, bias, True, momentum, eps) for part in y.chunk(groups)]
-        y = activate(torch.cat(parts), act)
+        y = torch.cat(parts)
     with torch.no_grad():
         for kept, now in zip(running, (mean, variance), strict=True):
             torch._foreach_copy_(kept, now.split(width))
-    return y
+    return y if fused and act in SLOPES else activate(y, act)

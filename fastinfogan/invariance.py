@@ -95,5 +95,5 @@ def _log_shares(scores: torch.Tensor, average: Average | None) -> torch.Tensor:
     if average:
         shares.exp_()
         average([shares])
-        shares.log_()
+        shares.clamp_min_(torch.finfo(shares.dtype).tiny).log_()
     return shares

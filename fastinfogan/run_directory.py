@@ -1,9 +1,10 @@
 """A run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/ and figures/.
 
 The folder is made, and found writable, before any work starts. A run that was cut off may have logged past its last
-checkpoint; on resume those lines are dropped, so that metrics.jsonl reads as if the run had never stopped. A lock on
-the file ``lock`` keeps a second process out for as long as one writes, and a process that chose its checkpoint before
-it got the lock goes on only if that is still the newest.
+checkpoint, and one that goes on from an earlier checkpoint leaves later ones behind; both are dropped once the state to
+go on from has been taken up, so that the folder reads as if the run had never stopped. A lock on the file ``lock``
+keeps a second process out for as long as one writes, and a process that chose its checkpoint before it got the lock
+goes on only if that is still the newest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import fcntl
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -68,14 +71,14 @@ class RunDirectory:
         wait: float = 0,
     ) -> None:
         """Raises UserError: not writable, another process at it or there before, or a new run where one has saved."""
-        self.path = path
+        self.path, self.config, self.step, self.writes = path, config, step, writes
         self.figures = path / "figures"
         self.metrics = path / "metrics.jsonl"
         self._events: SummaryWriter | None = None
         self._lock: TextIO | None = None
         if not writes:
             return
-        try:
+        with self._told():
             self.figures.mkdir(parents=True, exist_ok=True)
             self._keep_others_out(wait)
             if step == 0 and checkpoint.newest(path):
@@ -85,15 +88,36 @@ class RunDirectory:
                     f"the newest checkpoint of {path} changed from {newest.name} to {now and now.name} while this run "
                     f"was starting: start the same command again"
                 )
-            write_whole(path / "config.json", to_json(config).encode())
-            self._forget_after(step)
+            if step == 0:
+                self._write_config()
+
+    def begin(self) -> None:
+        """Make the folder this run's: a resumed one writes config.json anew and drops what is of later steps.
+
+        To be called when nothing of what it goes on from can turn out to be damaged any more.
+
+        Raises:
+            UserError: not writable; a disk that is full takes nothing from the history.
+        """
+        if not self.writes:
+            return
+        if self.step:
+            with self._told():
+                self._write_config()
+                self._forget_later()
+        self._events = SummaryWriter(str(self.path), purge_step=self.step + 1)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What cannot be written is told in a sentence."""
+        try:
+            yield
         except OSError as error:
             remedy = "make it writable or free some space, then run the same command again"
             raise UserError(
-                f"cannot write to the run folder {path} ({error.strerror}): "
-                f"{remedy if step else 'choose another --run-dir'}"
+                f"cannot write to the run folder {self.path} ({error.strerror}): "
+                f"{remedy if self.step else 'choose another --run-dir'}"
             ) from None
-        self._events = SummaryWriter(str(path), purge_step=step + 1)
 
     def _keep_others_out(self, wait: float) -> None:
         self._lock = (self.path / "lock").open("w")
@@ -113,14 +137,17 @@ class RunDirectory:
             except OSError:
                 return  # some network file systems have no locks, and runs do without there
 
-    def _forget_after(self, step: int) -> None:
-        """Drop later lines of metrics.jsonl, and what a crash has left half-written or full of NULs."""
-        if not self.metrics.exists():
-            return
-        lines = self.metrics.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if _step(line) <= step]
-        if kept != lines:
-            write_whole(self.metrics, b"".join(kept))
+    def _write_config(self) -> None:
+        write_whole(self.path / "config.json", to_json(self.config).encode())
+
+    def _forget_later(self) -> None:
+        """Drop later lines of metrics.jsonl, what a crash has left half-written or full of NULs, later checkpoints."""
+        if self.metrics.exists():
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= self.step]
+            if kept != lines:
+                write_whole(self.metrics, b"".join(kept))
+        checkpoint.remove_later(self.path, self.step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value, by the process that writes."""

@@ -116,7 +116,7 @@ class Trainer:
         self.capture_in(None if capture.obstacle(config.capture, precision) else capture.CudaGraph(device))
 
     def _compile(self) -> None:
-        """Compile what the phases call; parameters keep their names."""
+        """Compile what the phases call, but for rivals, which are computed together; parameters keep their names."""
         # Dynamo counts the graphs of a line of code, and all layers of all parts are the same lines.
         torch._dynamo.config.recompile_limit = 64
         discriminator = self.discriminator
@@ -239,7 +239,7 @@ class Trainer:
                     began, counted = time.perf_counter(), self.step
                     with self._writing():
                         self.run_directory.log(self.step, {**values, "images_per_second": rate})
-                    self.evaluations.log_finished(tell)
+                        self.evaluations.log_finished(tell)
                     if self.ranks.first:
                         tell(self._line(values, rate))
                         self._watch_the_game(values, tell)
@@ -249,10 +249,12 @@ class Trainer:
                     self.save()
                     saved = self.step
                 if config.evaluate_every and self.step % config.evaluate_every == 0 and self.ranks.first:
-                    self.evaluations.start(self.step, *self.alone(), tell)
+                    with self._writing():
+                        self.evaluations.start(self.step, *self.alone(), tell)
             if saved != self.step:
                 self.save()
-            self.evaluations.finish(tell)
+            with self._writing():
+                self.evaluations.finish(tell)
         return Stopped(self.step, (caught or [signal.SIGTERM])[0] if stopped else None)
 
     def advance(self) -> int:

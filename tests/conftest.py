@@ -136,6 +136,7 @@ def make_trainer(tiny_networks: None) -> Callable[..., Trainer]:
         plan = BatchPlan(config.batch, config.seed, 0.0, 1.0, flip=True, device=torch.device("cpu"))
         batches = others.get("batches") or ResidentBatches(Decoded("made", pixels), plan)
         run = RunDirectory(folder, config, others.get("step", 0))
+        run.begin()
         return Trainer(config, batches, run, Precision(torch.device("cpu"), dtype, "the test asks for it"))
 
     return make

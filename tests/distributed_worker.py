@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastinfogan import checkpoint, matrices, networks, rivals
+from fastinfogan import checkpoint, heads, matrices, networks, rivals
 from fastinfogan import trainer as trainer_module
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
@@ -57,9 +57,10 @@ def comparable(patch: pytest.MonkeyPatch) -> None:
     def activate(x: torch.Tensor, act: networks.Activation) -> torch.Tensor:
         return F.silu(x) if act in ("relu", "lrelu") else plain(x, act)
 
-    for module in (networks, matrices):
+    for module in (networks, matrices, heads):
         patch.setattr(module, "activate", activate)
-    patch.setattr(matrices, "SLOPES", {})
+    for module in (matrices, heads):
+        patch.setattr(module, "SLOPES", {})
     patch.setattr(rivals, "CLEARLY", math.inf)
 
 
@@ -68,6 +69,7 @@ def trainer(config: TrainConfig, folder: Path, ranks: Ranks = ALONE, step: int =
     pixels = torch.randint(0, 256, (40, 28, 28, 1), generator=torch.Generator().manual_seed(0)).byte()
     plan = BatchPlan(ranks.share(config.batch), config.seed, 0.0, 1.0, True, CPU, rank=ranks.rank, world=ranks.world)
     run = RunDirectory(folder, config, step, writes=ranks.first)
+    run.begin()
     made = Trainer(
         config, ResidentBatches(Decoded("made", pixels), plan), run, Precision(CPU, torch.float32, ""), ranks
     )

@@ -72,7 +72,7 @@ FLAGS = [
     (["--device", "cuda:99"], "--device cuda:99", "choose --device cpu"),
     (["--tables", "celeba"], "fashion-mnist holds 28x28x1 images", "celeba networks take 32x32x3", "--tables mnist"),
     (["--tables", "chairs"], "fashion-mnist holds 28x28x1 images", "chairs networks take 64x64x1", "--tables mnist"),
-    (["--tables", "celeba", "--gray"], "--gray gives 1-channel images", "celeba networks take 3", "drop --gray"),
+    (["--tables", "celeba", "--gray"], "--gray gives 1-channel images", "celeba networks take 3", "give --no-gray"),
     (["--placement", "stream"], "fashion-mnist", "cannot be streamed", "--placement resident"),
     (["--config", "absent.json"], "absent.json", "give a run folder or its config.json"),
     (["--resume", "absent"], "no run or checkpoint at absent", "give the folder of a run"),
@@ -166,6 +166,22 @@ def test_resume_with_another_architecture_is_refused_and_changes_nothing(
     ended = command(train, "--resume", copied, "--iterations", "9", *flags)
     assert_told(ended, "is of another architecture", tensor, "leave --tables, --noise, --codes, --learn-prior, --riv")
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_checkpoint_whose_moments_are_damaged_is_refused_and_changes_nothing(
+    copied: Path, command: Command
+) -> None:
+    earlier = copied / "checkpoints" / "step-00000004.safetensors"
+    with safetensors.safe_open(earlier, "pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    damaged = next(name for name in tensors if name.startswith("discriminator_optimiser.") and "exp_avg" in name)
+    tensors[damaged] = tensors[damaged].flatten()[:1]
+    safetensors.torch.save_file(tensors, earlier, metadata)
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "lock"}
+    ended = command(train, "--resume", earlier, "--iterations", "9")
+    assert_told(ended, "which is not what Adam keeps of its weight", "resume from another one")
+    after = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "lock"}
+    assert after == before
 
 
 def test_resume_with_black_and_white_exchanged_is_refused(copied: Path, command: Command) -> None:

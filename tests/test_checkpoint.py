@@ -254,6 +254,16 @@ def test_another_architecture_is_told_with_the_layer_and_both_shapes(tmp_path: P
         loaded.restore("discriminator", build(colour.network_tables, colour.spec, seed=0)[1])
 
 
+def test_a_spectral_norm_of_an_earlier_version_is_told_as_such(tmp_path: Path, tiny_networks: None) -> None:
+    config = TrainConfig(noise=4, codes=("cat:3",), spectral_norm=True)
+    _, discriminator = build(config.network_tables, config.spec, seed=0)
+    state = {f"discriminator.{name}": tensor for name, tensor in discriminator.state_dict().items()}
+    state["discriminator.trunk.0.linear.parametrizations.weight.0._u"] = state.pop("discriminator.spectral.vectors")
+    checkpoint.save(tmp_path, 1, config, state, keep=1)
+    with pytest.raises(UserError, match="was written before all layers' spectral norms were kept together: train anew"):
+        checkpoint.load(tmp_path).restore("discriminator", discriminator)
+
+
 def test_optimisers_come_back_bitwise_in_any_memory_layout(tmp_path: Path) -> None:
     def step(weights: list[torch.nn.Parameter], adam: torch.optim.Adam, rate: float) -> None:
         adam.zero_grad()

@@ -309,12 +309,14 @@ def test_a_run_folder_reopened_at_a_step_forgets_what_came_after(
     tmp_path: Path, tiny_config: Callable[..., TrainConfig]
 ) -> None:
     first = RunDirectory(tmp_path, tiny_config(), 0)
+    first.begin()
     for step in (2, 4, 6):
         first.log(step, {"loss": step / 2})
     first.close()
     with first.metrics.open("a") as file:
         file.write('{"step": 8, "lo')
     second = RunDirectory(tmp_path, tiny_config(), 4)
+    second.begin()
     second.log(6, {"loss": 9.0})
     second.close()
     lines = [json.loads(line) for line in second.metrics.read_text().splitlines()]

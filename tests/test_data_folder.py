@@ -202,7 +202,7 @@ def test_what_does_not_fit_the_networks_is_told_with_both_sizes(
     assert str(caught.value) == (
         "mnist holds 28x28x1 images but the celeba networks take 32x32x3: choose --tables mnist"
     )
-    with pytest.raises(UserError, match="--gray gives 1-channel images but the celeba networks take 3: drop --gray"):
+    with pytest.raises(UserError, match="--gray gives 1-channel images but the celeba networks take 3: give --no-gray"):
         open_split("folder", tmp_path, "train", (3, 32, 32), gray=True, tables="celeba")
     with pytest.raises(UserError, match="the odd networks take 32x24 images, expected a square"):
         open_split("folder", tmp_path, "train", (3, 32, 24), tables="odd")

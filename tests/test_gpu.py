@@ -185,6 +185,7 @@ def make(tiny_networks: None, tmp_path: Path, device: torch.device, monkeypatch:
             Decoded("made", pixels), BatchPlan(config.batch, config.seed, 0.0, 1.0, flip=True, device=device)
         )
         run = RunDirectory(tmp_path / name, config, step)
+        run.begin()
         made = Trainer(config, batches, run, Precision(device, dtype, "the test asks for it"))
         for phase in (made.discriminator_phase, made.generator_phase):
             phase.optimiser.param_groups[0]["eps"] = 1e-2

@@ -190,6 +190,14 @@ def test_processes_lean_over_all_their_rows() -> None:
         torch.testing.assert_close(torch.cat([part[view] for part in parts]) / 2, whole[0][view])
 
 
+def test_a_category_that_no_process_chooses_leaves_the_answers_finite() -> None:
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    scores[:, 2] -= 500.0
+    one, several = (leaning(scores, 0.9, average=average) for average in (None, lambda _: None))
+    assert several.isfinite().all()
+    torch.testing.assert_close(several, one)
+
+
 def test_invariance_moves_the_trunk_and_q_alone_and_reports_the_disagreement() -> None:
     game = Game(Objective(invariance=1.0))
     before = game.snapshot()

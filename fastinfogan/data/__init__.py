@@ -63,7 +63,7 @@ def open_split(
     channels, height, width = image
     if gray and channels != 1:
         raise UserError(
-            f"--gray gives 1-channel images but the {tables} networks take {channels}: drop --gray, or choose "
+            f"--gray gives 1-channel images but the {tables} networks take {channels}: give --no-gray, or choose "
             f"--tables mnist"
         )
     if height != width:

@@ -213,8 +213,9 @@ def open_batches(
 ) -> ResidentBatches | StreamBatches:
     """Batches of ``split``, resident on the plan's device or streamed to it.
 
-    ``auto`` keeps the set resident when its uint8 pixels take at most a quarter of the device's free memory. A set
-    of files is decoded once for that and kept beside the data, see :func:`fastinfogan.data.decode.decode_all`.
+    ``auto`` keeps a set of files resident when its uint8 pixels take at most a quarter of the device's free memory; it
+    is decoded once for that and kept beside the data, see :func:`fastinfogan.data.decode.decode_all`. A set that is
+    published decoded is always resident.
     """
     channels, height, width = image
     resident = placement == "resident" or (
