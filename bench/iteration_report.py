@@ -5,6 +5,7 @@ counted. What a GPU makes of them is a model, not measured:
 
 - a launch per op that touches memory; one per gradient for the backward pass of a convolution, and as many for Adam as
   its chunks of 65,536 weights take, at most 320 a launch. cuDNN may add some to change layouts, so this is at least;
+- FLOPs: of every product, padding with zeros included, which the floor of ``step`` leaves out;
 - bytes: each op reads its arguments and writes its results once, as if no cache kept anything in between;
 - floor: the longer of FLOPs over the peak of the tensor cores (of plain fp32 without ``--amp``) and bytes over the peak
   of the memory, from the vendor's data sheets: dense, no sparsity. No GPU reaches its peaks.
