@@ -3,8 +3,9 @@
 The trainer runs on torch's ``meta`` device, where ops have shapes and no data, and every op that it dispatches is
 counted. What a GPU makes of them is a model, not measured:
 
-- a launch per op that touches memory; one per gradient for the backward pass of a convolution, and as many for Adam as
-  its chunks of 65,536 weights take, at most 320 a launch. cuDNN may add some to change layouts, so this is at least;
+- a launch per op that touches memory; one per gradient for the backward pass of a convolution, and as many for Adam and
+  other ops on lists of tensors as their chunks of 65,536 values take, at most 320 a launch. cuDNN may add some to
+  change layouts, so this is at least;
 - FLOPs: of every product, padding with zeros included, which the floor of ``step`` leaves out;
 - bytes: each op reads its arguments and writes its results once, as if no cache kept anything in between;
 - floor: the longer of FLOPs over the peak of the tensor cores (of plain fp32 without ``--amp``) and bytes over the peak
@@ -44,7 +45,7 @@ from fastinfogan.trainer import Trainer
 META = torch.device("meta")
 STATIC = RESULTS / "iteration_static.csv"
 NO_LAUNCH = ("prim", "profiler")
-ADAM_CHUNK, ADAM_CHUNKS = 65_536, 320  # of torch's multi_tensor_apply
+CHUNK, CHUNKS = 65_536, 320  # of torch's multi_tensor_apply
 MEASURED = {CAPTURED: "measured_graph_us", OP_BY_OP: "measured_eager_us"}  # by contestant of `step`
 # Besides the paper's objective on every table, what `make train` does, with eight heads, as in its first half. The meta
 # device has no value for a falling rate, whose few scalars are left out.
@@ -101,9 +102,9 @@ def launches(func: Any, args: Any) -> int:
         return 0
     if name == "convolution_backward":
         return sum(args[10])
-    if name == "_fused_adam_":
-        chunks = sum(math.ceil(parameter.numel() / ADAM_CHUNK) for parameter in args[0])
-        return math.ceil(chunks / ADAM_CHUNKS)
+    if name == "_fused_adam_" or name.startswith("_foreach"):
+        chunks = sum(math.ceil(tensor.numel() / CHUNK) for tensor in args[0])
+        return math.ceil(chunks / CHUNKS) + (name == "_foreach_norm")  # which adds up what its chunks have found
     return 1
 
 

@@ -1,6 +1,6 @@
 """A whole training iteration as one CUDA graph: captured once, then one launch a call.
 
-An iteration of InfoGAN is some 120 to 320 small launches, each of which costs the host more than it costs a GPU (see
+An iteration of InfoGAN is some 120 to 300 small launches, each of which costs the host more than it costs a GPU (see
 ``python -m bench step --static``). A graph holds them all: data, latents, networks, both phases, both optimisers and
 the metrics. It repeats the very same launches on the very same memory, so whatever differs from step to step must be
 read on the device: the step is a tensor that the iteration itself moves on, and what the host prepares for a step lies

@@ -43,9 +43,10 @@ def _layer(blocks: tuple[Block, ...], x: torch.Tensor, groups: int, *, shared: b
     """``[rows, n_heads * out]``: the same layer of all heads, of rows ``[rows, in]`` that they share, or of
     ``[rows, n_heads * in]``."""
     engines = [cast(MatrixEngine | None, block.engine) for block in blocks]
+    plain = [block.weights or (block.linear.weight, block.linear.bias) for block in blocks]
     weights = [
-        block.linear.weight if engine is None else engine.matrix(block)
-        for engine, block in zip(engines, blocks, strict=True)
+        weight if engine is None else engine.matrix(block)
+        for engine, block, (weight, _) in zip(engines, blocks, plain, strict=True)
     ]
     on_cpu = engines[0] is not None
     if on_cpu:
@@ -59,9 +60,8 @@ def _layer(blocks: tuple[Block, ...], x: torch.Tensor, groups: int, *, shared: b
             # With the weights in front their gradients lie in memory as they do, and nothing is copied to turn them.
             y = torch.bmm(torch.stack(weights), batched).permute(2, 0, 1).flatten(1)
         if blocks[0].norm is None:
-            return activate(
-                y + torch.cat([cast(torch.Tensor, block.linear.bias) for block in blocks]).to(y.dtype), blocks[0].act
-            )
+            biases = torch.cat([cast(torch.Tensor, bias) for _, bias in plain])
+            return activate(y + biases.to(y.dtype), blocks[0].act)
         return _normalise_and_activate(blocks, y, groups, fused=on_cpu)
 
 

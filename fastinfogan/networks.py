@@ -175,7 +175,8 @@ class Block(nn.Module):
     (y, x, channel), so that nothing is copied between convolutions and fc layers. A batch may consist of ``groups``
     equal parts one after the other, each normalised by its own statistics.
 
-    ``engine`` replaces the computation by another of the same values, see :mod:`fastinfogan.matrices`.
+    ``engine`` replaces the computation by another of the same values, see :mod:`fastinfogan.matrices`, and ``weights``
+    weight and bias of the linear map, see :mod:`fastinfogan.casts`.
     """
 
     def __init__(self, layer: Layer, shape: Shape, hidden: Activation) -> None:
@@ -187,6 +188,7 @@ class Block(nn.Module):
             is_vector = layer.kind == "fc" and layer.grid == 1
             self.norm = nn.BatchNorm1d(layer.channels) if is_vector else nn.BatchNorm2d(layer.channels)
         self.engine: Callable[[Block, torch.Tensor, int], torch.Tensor] | None = None
+        self.weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -203,15 +205,24 @@ class Block(nn.Module):
         if self.engine is not None:
             return self.engine(self, x, groups)
         if self.layer.kind == "fc":
-            y = self.linear(flatten(x))
+            y = self._map(flatten(x))
             if self.layer.grid > 1:
                 y = y.unflatten(1, (self.layer.grid, self.layer.grid, self.layer.channels)).permute(0, 3, 1, 2)
         elif self.layer.stride == 1:
             before, after = self.padding
-            y = self.linear(F.pad(x, (before, after, before, after)))
+            y = self._map(F.pad(x, (before, after, before, after)))
         else:
-            y = self.linear(x)
+            y = self._map(x)
         return activate(self.normalise(y, groups), self.act)
+
+    def _map(self, x: torch.Tensor) -> torch.Tensor:
+        linear = self.linear
+        weight, bias = self.weights or (linear.weight, linear.bias)
+        if isinstance(linear, nn.Linear):
+            return F.linear(x, weight, bias)
+        if isinstance(linear, nn.Conv2d):
+            return F.conv2d(x, weight, bias, linear.stride, linear.padding)
+        return F.conv_transpose2d(x, weight, bias, linear.stride, cast(tuple[int, ...], linear.padding))
 
     def normalise(self, y: torch.Tensor, groups: int) -> torch.Tensor:
         """Each of ``groups`` equal parts of ``y`` by its own statistics; ``y`` itself without a norm."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fastinfogan.casts import autocast
 from fastinfogan.codes import Latents, LatentSpec
 from fastinfogan.distributed import Average
 from fastinfogan.heads import answers
@@ -158,7 +159,8 @@ class DiscriminatorPhase(Phase):
         """
         discriminator = self.discriminator
         kinds = [images.to(fakes.dtype), fakes] + ([] if warped is None else [warped.to(fakes.dtype)])
-        with self.precision.autocast():
+        parts = [discriminator.trunk, discriminator.adversarial_head, *(self.heads if self.objective.trunk_mi else [])]
+        with autocast(self.precision, *parts):
             # One pass through the layers for all kinds of image; batch norm sees each kind alone.
             features = discriminator.features(torch.cat(kinds), groups=len(kinds))
             logits = discriminator.adversarial(features[: 2 * len(fakes)])
@@ -261,7 +263,8 @@ class GeneratorPhase(Phase):
         prior's own H(c), and these entropies, ``[n_categorical]``, as the D phase left them, follow at the end.
         """
         discriminator = self.discriminator
-        with _passed_through(self.frozen), self.precision.autocast():
+        parts = (discriminator.trunk, discriminator.adversarial_head, discriminator.recognition_head)
+        with _passed_through(self.frozen), autocast(self.precision, *parts):
             features = discriminator.features(fakes)
             fake_logits = discriminator.adversarial(features)
             recognition = discriminator.recognition(features if self.objective.generator_mi else features.detach())

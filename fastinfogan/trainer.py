@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from fastinfogan import capture, checkpoint, figures
+from fastinfogan.casts import autocast
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.codes import Latents
 from fastinfogan.config import TrainConfig
@@ -181,7 +182,7 @@ class Trainer:
             torch.mul(self.base_rates, left.clamp(max=1.0), out=self.rates)
         images = self.batches.images(self.clock)
         latents = self.draw(self.clock)
-        with self.precision.autocast():
+        with autocast(self.precision, self.generator):
             fakes = self.generator(latents.z)
         warped = self.warp(images, self.clock) if self.config.invariance else None
         d_statistics = self.discriminator_phase.update(images, fakes.detach(), latents, warped)
