@@ -230,13 +230,12 @@ class SynchronisedNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         output, mean, variance, rows = _Normalise.apply(input, self.weight, self.bias, self.eps)
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():
             momentum = self.momentum
             assert momentum is not None, "a cumulative average is for evaluation, which one process does"
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (rows / (rows - 1)), momentum)
-            self.num_batches_tracked += 1
         return output
 
 

@@ -105,7 +105,9 @@ def test_a_synchronised_norm_is_that_of_the_whole_batch(two: Two, case: int) -> 
     shape = NORM_SHAPES[case]
     plain = nn.BatchNorm1d(shape[1]) if len(shape) == 2 else nn.BatchNorm2d(shape[1])
     whole = worker.run_norm(plain.double(), *(tensor.double() for tensor in worker.norm_case(shape)))
-    parts = [found["norms"][case] for found in two[1]]
+    parts = [dict(found["norms"][case]) for found in two[1]]
+    # Ours count no batches, which nothing reads in training.
+    assert [int(of.pop("num_batches_tracked")) for of in (whole, *parts)] == [2, 0, 0]
     for name, expected in whole.items():
         if name in ("y", "dx"):
             joined_parts = torch.cat([part[name] for part in parts])

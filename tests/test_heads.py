@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,6 +76,7 @@ def played(of: Any, discriminator: Discriminator, features: torch.Tensor, groups
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TABLES_OF)
+@settings(deadline=None)
 @given(rivals=st.integers(1, 7), groups=st.sampled_from([1, 2, 3]), rows=st.integers(2, 9), seed=st.integers(0, 99))
 def test_together_they_are_what_each_is_alone(
     name: str, engine: bool, rivals: int, groups: int, rows: int, seed: int
