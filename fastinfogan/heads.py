@@ -13,10 +13,9 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fastinfogan.matrices import SLOPES, MatrixEngine
-from fastinfogan.networks import Block, Blocks, activate, learns_alone
+from fastinfogan.networks import Block, Blocks, VectorNorm, activate
 from fastinfogan.ops.fc import fc
 from fastinfogan.ops.norm_act import norm_act
 
@@ -27,11 +26,11 @@ def answers(heads: Sequence[Blocks], features: torch.Tensor, groups: int = 1) ->
     groups: the rows are as many equal parts, each with its own batch-norm statistics. Norms that do not learn, or learn
     over several processes, have the heads computed one after the other.
     """
-    layers = [cast(tuple[Block, ...], blocks) for blocks in zip(*heads, strict=True)]
-    norms = [block.norm for blocks in layers for block in blocks if block.norm is not None]
     if len(heads) == 1:
         return cast(torch.Tensor, heads[0](features, groups))[None]
-    if not all(map(learns_alone, norms)):
+    layers = [cast(tuple[Block, ...], blocks) for blocks in zip(*heads, strict=True)]
+    norms = [block.norm for blocks in layers for block in blocks if block.norm is not None]
+    if not all(norm.training and norm.momentum is not None and type(norm) is VectorNorm for norm in norms):
         return torch.stack([head(features, groups) for head in heads])
     units = _layer(layers[0], features, groups, shared=True)
     for blocks in layers[1:]:
@@ -66,7 +65,7 @@ def _layer(blocks: tuple[Block, ...], x: torch.Tensor, groups: int, *, shared: b
 
 
 def _normalise_and_activate(blocks: tuple[Block, ...], y: torch.Tensor, groups: int, *, fused: bool) -> torch.Tensor:
-    norms, act = [cast(nn.BatchNorm1d, block.norm) for block in blocks], blocks[0].act
+    norms, act = [cast(VectorNorm, block.norm) for block in blocks], blocks[0].act
     gain, bias = torch.cat([norm.weight for norm in norms]), torch.cat([norm.bias for norm in norms])
     running = [
         [cast(torch.Tensor, norm.running_mean) for norm in norms],

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fastinfogan.networks import LEAKY_SLOPE, Block, activate, flatten
+from fastinfogan.networks import LEAKY_SLOPE, Block, ImageNorm, Norm, VectorNorm, activate, flatten
 from fastinfogan.ops.backend import choose
 from fastinfogan.ops.convolve import convolve, convolve_transposed
 from fastinfogan.ops.fc import fc
@@ -107,7 +107,7 @@ def _product(block: Block, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tenso
 def _normalise_and_activate(block: Block, x: torch.Tensor, groups: int) -> torch.Tensor:
     norm, slope = block.norm, SLOPES.get(block.act, 1.0)  # 1 is none
     bias = cast(torch.Tensor, block.linear.bias if norm is None else norm.bias)
-    if norm is not None and not (norm.training and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)):
+    if norm is not None and not (norm.training and type(norm) in (VectorNorm, ImageNorm)):
         return activate(block.normalise(x, groups), block.act)
     if norm is None and block.act not in SLOPES:
         bias = bias.to(x.dtype)
@@ -123,7 +123,7 @@ def _normalise_and_activate(block: Block, x: torch.Tensor, groups: int) -> torch
 
 
 @torch.no_grad()
-def _keep_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, n: int) -> None:
+def _keep_statistics(norm: Norm, mean: torch.Tensor, variance: torch.Tensor, n: int) -> None:
     """Running statistics as batch norm keeps them: of one group after the other, with the unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     for group_mean, group_variance in zip(mean, variance, strict=True):

@@ -168,6 +168,29 @@ TABLES: dict[TablesName, Tables] = {
 }
 
 
+class _UncountedNorm(nn.modules.batchnorm._BatchNorm):
+    """PyTorch's, but in training it does not count the batches: a launch, for what only a cumulative average reads."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.momentum is not None):
+            return super().forward(input)
+        self._check_input_dim(input)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+        )
+
+
+class VectorNorm(_UncountedNorm, nn.BatchNorm1d):
+    """Of the outputs of an fc layer."""
+
+
+class ImageNorm(_UncountedNorm, nn.BatchNorm2d):
+    """Of images, per channel."""
+
+
+Norm = VectorNorm | ImageNorm
+
+
 class Block(nn.Module):
     """One line of a table: a linear map, batch norm where the line has it, and the activation.
 
@@ -183,10 +206,10 @@ class Block(nn.Module):
         super().__init__()
         self.layer, self.act = layer, layer.act or hidden
         self.linear = _linear(layer, shape)
-        self.norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
+        self.norm: Norm | None = None
         if layer.norm:
             is_vector = layer.kind == "fc" and layer.grid == 1
-            self.norm = nn.BatchNorm1d(layer.channels) if is_vector else nn.BatchNorm2d(layer.channels)
+            self.norm = VectorNorm(layer.channels) if is_vector else ImageNorm(layer.channels)
         self.engine: Callable[[Block, torch.Tensor, int], torch.Tensor] | None = None
         self.weights: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -217,7 +240,10 @@ class Block(nn.Module):
 
     def _map(self, x: torch.Tensor) -> torch.Tensor:
         linear = self.linear
-        weight, bias = self.weights or (linear.weight, linear.bias)
+        if self.weights is None:
+            mapped: torch.Tensor = linear(x)
+            return mapped
+        weight, bias = self.weights
         if isinstance(linear, nn.Linear):
             return F.linear(x, weight, bias)
         if isinstance(linear, nn.Conv2d):
@@ -226,26 +252,9 @@ class Block(nn.Module):
 
     def normalise(self, y: torch.Tensor, groups: int) -> torch.Tensor:
         """Each of ``groups`` equal parts of ``y`` by its own statistics; ``y`` itself without a norm."""
-        norm = self.norm
-        if norm is None:
+        if self.norm is None:
             return y
-        parts = [_batch_norm(norm, part) for part in (y.chunk(groups) if groups > 1 else [y])]
-        return torch.cat(parts) if groups > 1 else parts[0]
-
-
-def learns_alone(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
-    """Whether ``norm`` takes the statistics of its batch, in this process, and keeps running ones of them."""
-    return norm.training and norm.momentum is not None and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
-
-
-def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, y: torch.Tensor) -> torch.Tensor:
-    if not learns_alone(norm):
-        normalised: torch.Tensor = norm(y)
-        return normalised
-    # Not through the module, which counts the batches: one more launch, for what only a cumulative average reads.
-    return F.batch_norm(
-        y, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, cast(float, norm.momentum), norm.eps
-    )
+        return self.norm(y) if groups == 1 else torch.cat([self.norm(part) for part in y.chunk(groups)])
 
 
 def flatten(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.heads import answers
 from fastinfogan.matrices import use_matrices
-from fastinfogan.networks import Blocks, Discriminator, Tables, build, fc, up
+from fastinfogan.networks import Blocks, Discriminator, Tables, VectorNorm, build, fc, up
 from fastinfogan.ops import native
 from fastinfogan.precision import Precision
 
@@ -135,7 +135,7 @@ def of_another_kind(discriminator: Discriminator) -> None:
             module.__class__ = Another
 
 
-class Another(nn.BatchNorm1d):
+class Another(VectorNorm):
     """A norm that does what it wants."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
