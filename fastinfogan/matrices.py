@@ -21,6 +21,7 @@ from fastinfogan.ops.convolve import convolve, convolve_transposed
 from fastinfogan.ops.fc import fc
 from fastinfogan.ops.norm_act import norm_act
 from fastinfogan.precision import Precision
+from fastinfogan.spectral import weight_matrix
 
 SLOPES = {"relu": 0.0, "lrelu": LEAKY_SLOPE}  # of the activations that norm_act has
 
@@ -30,14 +31,14 @@ class WeightCopy:
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight = weight
-        self.matrix = _matrix(weight).detach().to(torch.bfloat16).requires_grad_()
+        self.matrix = weight_matrix(weight).detach().to(torch.bfloat16).requires_grad_()
         self.version = weight._version
 
     def current(self) -> torch.Tensor:
         """The matrix, rounded anew if anything but the optimiser's op, which does so itself, wrote the weight."""
         if self.version != self.weight._version:
             with torch.no_grad():
-                self.matrix.copy_(_matrix(self.weight))
+                self.matrix.copy_(weight_matrix(self.weight))
             self.version = self.weight._version
         return self.matrix if self.weight.requires_grad else self.matrix.detach()
 
@@ -85,12 +86,7 @@ class MatrixEngine:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
         if self.copy is not None and dtype == self.copy.matrix.dtype:
             return self.copy.current()
-        return _matrix(weight).to(dtype)
-
-
-def _matrix(weight: torch.Tensor) -> torch.Tensor:
-    """fc ``[out, in]``; conv ``[out, (ky, kx, in)]``; up ``[in, (ky, kx, out)]``: as channels-last weights lie."""
-    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+        return weight_matrix(weight).to(dtype)
 
 
 def _product(block: Block, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

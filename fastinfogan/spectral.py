@@ -32,7 +32,7 @@ class SpectralNorms(nn.Module):
     def __init__(self, layers: Sequence[nn.Linear | nn.Conv2d]) -> None:
         super().__init__()
         self.layers: list[nn.Module] = list(layers)  # not submodules of this one: they are the network's
-        shapes = [_matrix(layer.weight).shape for layer in layers]
+        shapes = [weight_matrix(layer.weight).shape for layer in layers]
         self.sizes = [rows for rows, _ in shapes] + [columns for _, columns in shapes]
         self.register_buffer("vectors", torch.randn(sum(self.sizes), dtype=layers[0].weight.dtype))
         owners = [place for place, size in enumerate(self.sizes) for _ in range(size)]
@@ -51,7 +51,7 @@ class SpectralNorms(nn.Module):
         """
         found = [layer.get_submodule("parametrizations.weight") for layer in self.layers]
         parametrizations = cast(list[parametrize.ParametrizationList], found)
-        matrices = [_matrix(parametrization.original) for parametrization in parametrizations]
+        matrices = [weight_matrix(parametrization.original) for parametrization in parametrizations]
         sigmas, vectors = self._advance(matrices) if advance else self._measure(matrices)
         triples = zip(sigmas.unbind(), vectors[: len(matrices)], vectors[len(matrices) :], strict=True)
         for parametrization, estimate in zip(parametrizations, triples, strict=True):
@@ -119,13 +119,13 @@ class _Divided(torch.autograd.Function):
         """
         divided, sigma, u, v = ctx.saved_tensors  # type: ignore[attr-defined]
         along = (gradient * divided).sum()
-        of_weight = torch.addr(_matrix(gradient), along * u, v, alpha=-1.0).div_(sigma)
+        of_weight = torch.addr(weight_matrix(gradient), along * u, v, alpha=-1.0).div_(sigma)
         if gradient.dim() == 4:
             _, channels, height, width = gradient.shape
             of_weight = of_weight.view(-1, height, width, channels).permute(0, 3, 1, 2)
         return of_weight, None, None, None
 
 
-def _matrix(weight: torch.Tensor) -> torch.Tensor:
-    """fc ``[out, in]``; conv ``[out, (ky, kx, in)]``: as channels-last weights lie, so that nothing is copied."""
+def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """fc ``[out, in]``; conv ``[out, (ky, kx, in)]``; up ``[in, (ky, kx, out)]``: as channels-last weights lie."""
     return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)

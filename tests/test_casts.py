@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from recorder import Dispatched
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.casts import autocast
@@ -76,18 +75,6 @@ def test_a_weight_that_is_passed_through_is_asked_for_no_gradient() -> None:
             assert block.weights is not None and not block.weights[0].requires_grad
         for block in blocks(discriminator.recognition_head):
             assert block.weights is not None and block.weights[0].requires_grad
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the ops by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_all_weights_are_one_cast_and_their_gradients_another() -> None:

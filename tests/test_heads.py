@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorder import Dispatched
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.heads import answers
@@ -149,19 +148,6 @@ def test_norms_that_do_not_learn_alone_are_computed_one_after_the_other(change: 
     other = copy.deepcopy(one)
     together, alone = (played(of, d, features_of(6), 2) for of, d in ((answers, one), (apart, other)))
     assert all(torch.equal(found, expected) for found, expected in zip(together, alone, strict=True))
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the ops that launch something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and func.overloadpacket.__name__ not in ("detach", "empty_like", "empty"):
-            self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

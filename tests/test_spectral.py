@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorder import Dispatched
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan.spectral import SpectralNorms
 
@@ -148,19 +147,6 @@ def test_autocast_changes_nothing() -> None:
         weights = [layer.weight for layer in low]
     assert torch.equal(of_plain.vectors, of_low.vectors)
     assert all(torch.equal(weight, layer.weight) for weight, layer in zip(weights, plain, strict=True))
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the ops that launch something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and "empty" not in str(func):
-            self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_of_the_iteration_is_two_products_a_layer_and_what_all_share() -> None:
