@@ -45,6 +45,8 @@ class LearnedPrior(nn.Module):
     def __init__(self, spec: LatentSpec) -> None:
         super().__init__()
         self.spec = spec
+        # One column a categorical code. The sampler of latents draws them, in one launch on a GPU.
+        self.draws = LatentSpec(noise=len(spec.categorical), codes=())
         self.register_buffer("frequencies", torch.cat([torch.full((k,), 1.0 / k) for k in spec.categorical]))
 
     def probabilities(self) -> tuple[torch.Tensor, ...]:
@@ -77,10 +79,9 @@ class LearnedPrior(nn.Module):
     ) -> Latents:
         """``latents`` with categories of this prior; see :func:`draw_latents`."""
         spec, rows = self.spec, len(latents.z)
-        # As noise of the sampler: one launch on a GPU. Halving and shifting it is exact.
-        alone = LatentSpec(noise=len(spec.categorical), codes=())
+        # Halving and shifting is exact.
         drawn = sample_latents(
-            alone, rows, seed=seed, step=step, stream=PRIORS + stream, row_offset=row_offset, device=seed.device
+            self.draws, rows, seed=seed, step=step, stream=PRIORS + stream, row_offset=row_offset, device=seed.device
         )
         uniform = (drawn.z + 1.0) / 2.0
         one_hots, categories = [], []

@@ -177,9 +177,8 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         cleanup.callback(trainer.close)
         if saved:
             trainer.restore(saved)
-        run.begin()
-        if saved:
             say(f"resuming at step {saved.step} from {saved.path}")
+        run.begin()
         say(f"{len(split):,} images of {split.name}; writing to {run.path}")
         stopped = trainer.train()
         if stopped.signal is not None:

@@ -98,9 +98,9 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_run_that_another_process_writes_is_left_alone_until_that_one_is_gone(
     tmp_path: Path, tiny_config: MakeConfig, other: subprocess.Popen[str], step: int
 ) -> None:
-    begun(tmp_path, tiny_config(), step, writes=False).close()  # of several processes the first one locks
+    RunDirectory(tmp_path, tiny_config(), step, writes=False).close()  # of several processes the first one locks
     with pytest.raises(UserError, match=f"another process is writing the run in {tmp_path}: wait .* another --run-dir"):
-        begun(tmp_path, tiny_config(), step)
+        RunDirectory(tmp_path, tiny_config(), step)
     assert not (tmp_path / "config.json").exists()
     other.kill()
     other.wait()
@@ -126,7 +126,7 @@ def test_a_new_run_does_not_begin_beside_what_it_waited_for(
 
     threading.Timer(0.5, save_and_end).start()
     with pytest.raises(UserError, match=f"{tmp_path} holds a run already"):
-        begun(tmp_path, tiny_config(), 0, wait=60)
+        RunDirectory(tmp_path, tiny_config(), 0, wait=60)
 
 
 def test_a_checkpoint_that_another_process_saved_before_it_ended_is_not_gone_back_behind(
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_another_process_saved_before_it_ended_is_not_gone_bac
     begun(logged, tiny_config(), 40, newest=chosen).close()
     later.touch()
     with pytest.raises(UserError, match=f"changed from {chosen.name} to {later.name} while this run was starting: "):
-        begun(logged, tiny_config(), 20, newest=chosen)
+        RunDirectory(logged, tiny_config(), 20, newest=chosen)
     assert later.exists() and steps(logged)[-1] == 40
     begun(logged, tiny_config(), 20).close()  # of a checkpoint that was named
     assert steps(logged)[-1] == 20
