@@ -7,7 +7,6 @@ refused here.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -110,16 +109,3 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
     others = other.state()
     for name, tensor in one.state().items():
         assert torch.equal(tensor, others[name]), name
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the ops that launch something, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and func.overloadpacket.__name__ not in ("detach", "empty_like", "empty"):
-            self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from recorder import Dispatched
 from torch import nn
 
+from bench.iteration_report import Launches
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.casts import autocast
 from fastinfogan.heads import answers
@@ -80,12 +80,12 @@ def test_a_weight_that_is_passed_through_is_asked_for_no_gradient() -> None:
 def test_all_weights_are_one_cast_and_their_gradients_another() -> None:
     generator, _ = made("mnist")
     z = torch.randn(4, SPEC.dim)
-    with Dispatched() as dispatched:
+    with Launches() as counted:
         with autocast(LOW, generator):
             images = generator(z)
         images.float().sum().backward()
-    assert dispatched.counts["_foreach_copy_"] == 2
-    assert dispatched.counts["_to_copy"] == 3  # z, the images for the sum, and the gradient of these
+    assert counted.ops["aten._foreach_copy_"] == 2
+    assert counted.ops["aten._to_copy"] == 3  # z, the images for the sum, and the gradient of these
 
 
 def test_what_has_weights_of_its_own_is_left_to_autocast() -> None:

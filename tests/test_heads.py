@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorder import Dispatched
 from torch import nn
 
+from bench.iteration_report import Launches
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.heads import answers
 from fastinfogan.matrices import use_matrices
@@ -155,8 +155,8 @@ def test_eight_heads_are_as_many_launches_as_two(engine: bool) -> None:
     counts = []
     for rivals in (1, 7):
         discriminator = made("one hidden layer", rivals, engine=engine)
-        with Dispatched() as dispatched:
+        with Launches() as counted:
             found = answers(discriminator.recognition_heads, features_of(12), 3)
             found.backward(torch.ones_like(found))
-        counts.append(dispatched.counts)
+        counts.append(counted.ops)
     assert counts[0] == counts[1]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorder import Dispatched
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from bench.iteration_report import Launches
 from fastinfogan.spectral import SpectralNorms
 
 Linear = nn.Linear | nn.Conv2d
@@ -155,10 +155,10 @@ def test_a_step_of_the_iteration_is_two_products_a_layer_and_what_all_share() ->
     for n_layers in (1, len(LAYERS)):
         layers = made(0)[:n_layers]
         norms = normed(layers)
-        with torch.no_grad(), Dispatched() as dispatched:
+        with torch.no_grad(), Launches() as counted:
             norms.estimate(advance=True)
             for layer in layers:
                 _ = layer.weight
-        assert dispatched.counts.pop("mv") == 2 * n_layers and dispatched.counts.pop("div") == n_layers + 1
-        counts.append(dispatched.counts)
-    assert counts[0] == counts[1] and counts[0].total() == 6
+        assert counted.ops.pop("aten.mv") == 2 * n_layers and counted.ops.pop("aten.div") == n_layers + 1
+        counts.append(counted.ops)
+    assert counts[0] == counts[1] and len(counts[0]) == 6 and counts[0].total() == 7  # lengths are two launches
