@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import is_parametrized
 
 from fastinfogan.networks import Block
@@ -60,13 +61,13 @@ def _weights_in(dtype: torch.dtype, blocks: list[Block]) -> Iterator[None]:
 
 class _Cast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         return tuple(_copied(weights, dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         arrived = iter(_copied([gradient for gradient in gradients if gradient is not None], torch.float32))
         return None, *(None if gradient is None else next(arrived) for gradient in gradients)
 

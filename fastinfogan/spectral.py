@@ -9,11 +9,11 @@ the weights' own precision, and the gradient is written out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 FIRST_STEPS = 15  # of the power iteration, at the start
@@ -104,20 +104,20 @@ class _Divided(torch.autograd.Function):
     """W / sigma, with sigma = u^T W v for constant u and v."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: torch.Tensor, sigma: torch.Tensor, *vectors: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, weight: torch.Tensor, sigma: torch.Tensor, *vectors: torch.Tensor) -> torch.Tensor:
         divided = weight / sigma
         ctx.save_for_backward(divided, sigma, *vectors)
         return divided
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With g the gradient of V = W / sigma:
 
         1. d(W / sigma) = dW / sigma - W d(sigma) / sigma^2, and d(sigma) = u^T dW v = <u v^T, dW>.
         2. <g, dV> = <g, dW> / sigma - <g, V> <u v^T, dW> / sigma, so W's gradient is (g - <g, V> u v^T) / sigma.
         """
-        divided, sigma, u, v = ctx.saved_tensors  # type: ignore[attr-defined]
+        divided, sigma, u, v = ctx.saved_tensors
         along = (gradient * divided).sum()
         of_weight = torch.addr(weight_matrix(gradient), along * u, v, alpha=-1.0).div_(sigma)
         if gradient.dim() == 4:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fastinfogan import rivals
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.invariance import invariance
-from fastinfogan.networks import Blocks, build
+from fastinfogan.networks import Block, Blocks, build
 from fastinfogan.objective import Objective
 from fastinfogan.rivals import APART, CLEARLY, LATELY, ROUNDS
 from fastinfogan.trainer import Trainer
@@ -103,14 +104,16 @@ def test_weights_keep_a_spectral_norm_of_one_when_heads_move() -> None:
     one = Game(OBJECTIVE, tables=replace(TINY, rivals=3, spectral=True))
     play(one, 3)
     discriminator, rivalry = one.discriminator, one.d_phase.rivalry
-    assert discriminator.spectral is not None
+    spectral = discriminator.spectral
+    assert spectral is not None
 
     def norms(index: int) -> list[float]:
-        discriminator.spectral.estimate(advance=False)  # type: ignore[union-attr]
-        return [torch.linalg.matrix_norm(block.linear.weight.detach(), 2).item() for block in heads(one)[index]]  # type: ignore[union-attr, operator, arg-type]
+        spectral.estimate(advance=False)
+        layers = [cast(Block, block).linear for block in heads(one)[index]]
+        return [torch.linalg.matrix_norm(layer.weight.detach(), 2).item() for layer in layers]
 
     for _ in range(300):
-        discriminator.spectral.estimate(advance=True)
+        spectral.estimate(advance=True)
     discriminator.standing.copy_(torch.tensor([0.9, 0.1, 0.8, 0.7]))
     discriminator.readings[1].copy_(discriminator.readings[1].new_tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))
     before = [norms(index) for index in range(4)]
