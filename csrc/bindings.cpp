@@ -58,6 +58,16 @@ std::vector<std::string> supported_isas() {
     return names;
 }
 
+// Whether libraries that look at the maker before the instruction sets (MKL) use all that this processor has.
+bool processor_is_intel() {
+#if defined(FIG_X86)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 // All sets give the same bits; the tests use this to show it.
 void use_isa(const std::string& isa) {
     for (const CpuOps* ops : supported_ops())
@@ -385,6 +395,8 @@ PYBIND11_MODULE(_C, module) {
     module.attr("isas") = py::tuple(py::cast(supported_isas()));
     module.def("isa", [] { return std::string(cpu->isa); }, "The instruction set in use.");
     module.def("use_isa", &use_isa, "Use another of `isas`; all give the same bits.");
+
+    module.def("processor_is_intel", &processor_is_intel);
 
     module.def("sample_latents", &sample_latents);
     module.def("head_loss", &head_loss);

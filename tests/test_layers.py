@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,6 +29,10 @@ from fastinfogan.optimiser import RefreshingAdam
 from fastinfogan.precision import Precision
 
 NATIVE = pytest.mark.skipif(not native.available(), reason=str(native.why_not))
+ONEDNN = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not torch.backends.mkl.is_available(),
+    reason="this torch has not both libraries",
+)
 BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 CPU = torch.device("cpu")
@@ -176,6 +182,42 @@ def test_fc_errs_no_more_than_twice_as_the_library(n: int, inputs: int, outputs:
     exact = results("reference", torch.float64)
     for mine, library, truth in zip(results("native", dtype), results("reference", dtype), exact, strict=True):
         assert_as_accurate(mine, library, truth, max(n, inputs, outputs))
+
+
+@ONEDNN
+@NATIVE
+@quick
+@given(st.integers(0, 200), st.sampled_from([0, 1, 17, 512, 6272]), st.integers(0, 70), st.booleans(), st.booleans())
+def test_either_library_multiplies_float32(n: int, inner: int, outputs: int, turned: bool, given_out: bool) -> None:
+    a = torch.randn(inner, n).t() if turned else torch.randn(n, inner)
+    b = torch.randn(outputs, inner).t() if turned else torch.randn(inner, outputs)
+    for by_onednn in (False, True):
+        out = torch.full((n, outputs), torch.nan) if given_out else None
+        with patch.object(native_layers, "_ONEDNN_IN_FLOAT32", by_onednn):
+            found = native_layers._product(a, b, out)
+        assert out is None or found.data_ptr() == out.data_ptr()
+        assert_as_accurate(found, a @ b, a.double() @ b.double(), inner)
+
+
+@ONEDNN
+@NATIVE
+def test_float32_goes_to_onednn_where_mkl_would_not_use_the_processor() -> None:
+    def products(by_onednn: bool, dtype: torch.dtype) -> list[str]:
+        rows, matrix = torch.randn(4, 8).to(dtype).requires_grad_(), torch.randn(3, 8).to(dtype).requires_grad_()
+        with patch.object(native_layers, "_ONEDNN_IN_FLOAT32", by_onednn), torch.profiler.profile() as profile:
+            fc(rows, matrix, backend="native").sum().backward()
+        ours = {"aten::mm": "mkl", "mkldnn::_linear_pointwise": "onednn"}
+        return [ours[event.name] for event in profile.events() if event.name in ours]
+
+    assert products(True, torch.float32) == ["onednn"] * 3  # forward, and towards the rows and the weights
+    assert products(False, torch.float32) == ["mkl"] * 3
+    assert products(True, torch.bfloat16) == ["mkl"] * 3  # whose product of bfloat16 is oneDNN's anyway
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not say whose processor it has")
+@NATIVE
+def test_the_makers_name_is_the_systems() -> None:
+    assert native_layers._C.processor_is_intel() == ("GenuineIntel" in Path("/proc/cpuinfo").read_text())
 
 
 def test_gradients_of_fc_are_those_of_finite_differences_and_misfits_are_refused() -> None:
