@@ -44,7 +44,7 @@ def test_a_compiler_that_fails_leaves_a_working_package_and_says_so(checkout):
     # Without the finder of an editable install, which would offer the extension of that checkout.
     program = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')];"
-        "from fastinfogan.ops import native; assert not native.available(); print(native.why_not)"
+        "from fastinfogan.ops import native, native_layers; assert not native.available(); print(native.why_not)"
     )
     imported = subprocess.run(
         [sys.executable, "-c", program],

@@ -12,13 +12,14 @@ from contextlib import suppress
 
 import torch
 
-from fastinfogan.ops.native import DTYPE_NUMBERS, floats
+from fastinfogan.ops.native import DTYPE_NUMBERS, available, floats
 
 with suppress(ImportError):  # native.available() tells whether it is there
     import fastinfogan._C as _C
 
 _ONEDNN_IN_FLOAT32 = (
-    torch.backends.mkl.is_available()
+    available()
+    and torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and torch.cpu._is_avx512_supported()
