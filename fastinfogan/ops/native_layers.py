@@ -2,7 +2,8 @@
 
 Products are torch's; the extension moves values to where the products want them, and does what is no product. Of the
 two libraries that torch has for products in float32, ``torch.mm`` takes MKL, which gives processors that are not
-Intel's no more than AVX2; there oneDNN, whose kernels go by the instruction sets alone, is twice as fast (bench/NOTES.md).
+Intel's no more than AVX2. oneDNN, whose kernels go by the instruction sets alone, is twice as fast there
+(bench/NOTES.md).
 """
 
 from __future__ import annotations
