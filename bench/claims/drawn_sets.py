@@ -58,6 +58,7 @@ _TOTAL = Number("information/total", "information, nats")
 _SVHN = replace(PRESETS["svhn"], iterations=3000)
 _CHAIRS = replace(PRESETS["faces-azimuth"], dataset="chairs", iterations=3000)
 _CELEBA = replace(PRESETS["celeba"], iterations=3000)
+_SPRITES = replace(PRESETS["dsprites"], continuous_weight=1.0, fixed_std=False)
 
 CLAIMS = {
     "faces": Claim(
@@ -135,9 +136,8 @@ CLAIMS = {
         ),
         variants={
             "Lin et al.'s weight, 0.05": replace(PRESETS["dsprites"], iterations=3000),
-            "weight 1, std learnt": replace(
-                PRESETS["dsprites"], iterations=3000, continuous_weight=1.0, fixed_std=False
-            ),
+            "weight 1, std learnt": replace(_SPRITES, iterations=3000),
+            "the same, 20,000 iterations": replace(_SPRITES, iterations=20_000),
         },
         seeds=SEEDS,
         groups=("information", "disentanglement", "traversal"),
