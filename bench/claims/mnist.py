@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bench.claims.claim import Claim, Number, Row
 from bench.claims.report import bands, dotted, values
@@ -57,8 +58,9 @@ def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
         axes.plot(LABELS, found, "o-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error of a linear probe, %")
     axes.set_xticks(LABELS, [f"{labels:,}" for labels in LABELS])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.legend()
     return figure
 
