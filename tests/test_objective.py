@@ -32,12 +32,19 @@ SWITCHES = [
 class Game:
     """Tiny networks, both phases and one batch."""
 
-    def __init__(self, objective: Objective, precision: Precision = FP32, seed: int = 0, tables: Tables = TINY) -> None:
-        self.generator, self.discriminator = build(tables, SPEC, seed=seed)
+    def __init__(
+        self,
+        objective: Objective,
+        precision: Precision = FP32,
+        seed: int = 0,
+        tables: Tables = TINY,
+        spec: LatentSpec = SPEC,
+    ) -> None:
+        self.generator, self.discriminator = build(tables, spec, seed=seed)
         scaler = precision.gradient_scaler()
-        self.d_phase = DiscriminatorPhase(self.discriminator, SPEC, objective, DESCENT, precision, scaler)
-        self.g_phase = GeneratorPhase(self.generator, self.discriminator, SPEC, objective, DESCENT, precision, scaler)
-        self.latents = sample_latents(SPEC, 16, seed=seed, step=0)
+        self.d_phase = DiscriminatorPhase(self.discriminator, spec, objective, DESCENT, precision, scaler)
+        self.g_phase = GeneratorPhase(self.generator, self.discriminator, spec, objective, DESCENT, precision, scaler)
+        self.latents = sample_latents(spec, 16, seed=seed, step=0)
         self.images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
         with precision.autocast():
             self.fakes = self.generator(self.latents.z)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from recorder import assert_same_state, captured
 
-from fastinfogan import rivals
+from fastinfogan import Categorical, LatentSpec, Uniform, rivals
 from fastinfogan.capture import WARM_UP
 from fastinfogan.config import TrainConfig, preset
 from fastinfogan.invariance import invariance
@@ -70,11 +70,15 @@ def test_all_heads_learn_until_q_learns_alone() -> None:
     assert moved(one, lambda: play(one)) == [True, False, False]
 
 
-def test_a_rival_that_is_q_s_twin_changes_nothing_for_the_trunk() -> None:
+@pytest.mark.parametrize("rivals", [1, 3])
+@pytest.mark.parametrize("fixed_std", [False, True])
+def test_rivals_that_are_q_s_twins_change_nothing_for_the_trunk(rivals: int, fixed_std: bool) -> None:
     """Heads share a weight, so that D and Q stand to each other as without rivals."""
-    alone, beside = game(rivals=0), game(rivals=1)
+    objective = replace(OBJECTIVE, fixed_std=fixed_std, categorical_weight=0.7, continuous_weight=0.4, q_share=0.5)
+    alone, beside = (Game(objective, tables=replace(TINY, rivals=number)) for number in (0, rivals))
     beside.discriminator.load_state_dict(alone.discriminator.state_dict(), strict=False)
-    heads(beside)[1].load_state_dict(heads(beside)[0].state_dict())
+    for twin in heads(beside)[1:]:
+        twin.load_state_dict(heads(beside)[0].state_dict())
     for one in (alone, beside):
         one.d_phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
         play(one)
@@ -85,7 +89,20 @@ def test_a_rival_that_is_q_s_twin_changes_nothing_for_the_trunk() -> None:
             torch.testing.assert_close(weight.grad, other.grad, atol=1e-6, rtol=1e-4)
     for weight, *others in zip(*(head.parameters() for head in (*heads(alone), *heads(beside))), strict=True):
         for other in others:
-            torch.testing.assert_close(weight.grad / 2, other.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(weight.grad / (1 + rivals), other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_float16_s_loss_scale_is_in_the_gradients_of_every_head() -> None:
+    def gradients(scale: float | None) -> list[torch.Tensor]:
+        one = game(rivals=2)
+        one.d_phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
+        if scale is not None:
+            one.d_phase.loss_scale = lambda: torch.tensor(scale)  # type: ignore[method-assign]
+        play(one)
+        return [weight.grad for weight in one.discriminator.parameters() if weight.grad is not None]
+
+    for plain, scaled in zip(gradients(None), gradients(256.0), strict=True):
+        torch.testing.assert_close(scaled, 256 * plain, atol=256e-6, rtol=1e-4)
 
 
 def test_a_head_stands_as_its_own_term_was_of_late() -> None:
@@ -127,7 +144,8 @@ def test_weights_keep_a_spectral_norm_of_one_when_heads_move() -> None:
 
 
 # One kind in the values 0 and 2, which warps take for each other, and maybe two kinds in value 1, which is used most.
-MIXED = torch.tensor([[0.15, 0.0, 0.1], [0.0, 0.5, 0.01], [0.09, 0.0, 0.15]])
+# More images of 0 have a warp of 1, which seldom has one of 0, and for its size has few.
+MIXED = torch.tensor([[0.15, 0.2, 0.1], [0.0, 0.5, 0.01], [0.09, 0.0, 0.15]])
 
 
 def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
@@ -135,6 +153,7 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
     play(one, 3)
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
     one.discriminator.confusions.copy_(torch.stack([MIXED, EVEN, EVEN, EVEN]))
+    kept = one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight]["exp_avg"]
     assert moved(one, lambda: one.d_phase.rivalry.vary(7)) == [False, False, True, True]
     torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
     first, rest = heads(one)[0], heads(one)[2:]
@@ -153,6 +172,60 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
         assert 0.1 < apart.norm() / (APART * spread * len(apart) ** 0.5) < 3
     for variant in (again, crowded):
         torch.testing.assert_close(variant[3:], before[3:])  # the continuous code's outputs
+    for index, new in ((3, [0, 2]), (2, [0, 1, 2])):  # a new value has no momentum, the others have Q's
+        momentum = one.d_phase.optimiser.state[heads(one)[index][-1].linear.weight]["exp_avg"]
+        old = [row for row in range(len(before)) if row not in new]
+        assert kept.any(1).all() and not momentum[new].any() and torch.equal(momentum[old], kept[old])
+
+
+# Of the second code, as the outputs and the codes' columns have it: behind the first one's three values.
+PAIR = LatentSpec(4, (Categorical(3), Categorical(4), Uniform(1)))
+
+
+def pair(rivals: int) -> Game:
+    return Game(OBJECTIVE, tables=replace(TINY, rivals=rivals), spec=PAIR)
+
+
+def test_values_of_several_codes_are_merged_and_split_each_among_its_own() -> None:
+    one = pair(rivals=1)
+    play(one, 2)
+    mixed = torch.zeros(7, 7)
+    mixed[:3, :3] = MIXED
+    mixed[3:, 3:] = torch.tensor([[0.2, 0, 0, 0], [0, 0.2, 0, 0.15], [0, 0, 0.3, 0], [0, 0.15, 0, 0.2]])
+    one.discriminator.confusions.copy_(mixed.expand(2, 7, 7))
+    before = heads(one)[0][-1].linear.weight.detach().clone()
+    one.d_phase.rivalry.vary(7)
+    variant = heads(one)[1][-1].linear.weight.detach()
+    for merged, freed in ((0, 2), (4, 6)):  # the only variant of two heads splits what it has merged
+        torch.testing.assert_close(variant[merged] + variant[freed], before[merged] + before[freed])
+        assert not torch.equal(variant[merged], before[merged])
+    for kept in (1, 3, 5, 7, 8):
+        assert torch.equal(variant[kept], before[kept])
+
+
+def test_values_of_several_codes_are_named_each_among_its_own() -> None:
+    one = pair(rivals=1)
+    play(one, 2)
+    one.discriminator.confusions.copy_((torch.eye(7) / 3).expand(2, 7, 7))
+    one.discriminator.standing.copy_(torch.tensor([0.9, 0.1]))
+    order = torch.tensor([1, 2, 0, 6, 3, 5, 4, 7, 8])  # the outputs that answer value 0, 1, ... of what G was given
+    readings = torch.zeros(7, 7)
+    readings[torch.arange(7), order[:7]] = 0.25
+    readings[0, 5] = readings[6, 1] = 0.9  # what a value of one code goes with in the other names nothing
+    one.discriminator.readings.copy_(readings.expand(2, 7, 7))
+    before = heads(one)[1][-1].linear.weight.detach().clone()
+    one.d_phase.rivalry.choose()
+    assert torch.equal(heads(one)[0][-1].linear.weight.detach(), before[order])
+
+
+def test_readings_of_several_codes_are_by_the_values_that_g_was_given() -> None:
+    one = pair(rivals=1)
+    play(one)
+    values = torch.cat([one.latents.categories[:, :1], 3 + one.latents.categories[:, 1:]], 1)
+    counts = torch.zeros(7).index_add_(0, values.flatten(), torch.ones(values.numel())) / 16
+    found = one.discriminator.readings * LATELY
+    for columns in (slice(0, 3), slice(3, 7)):  # an answer's shares sum to 1 within each code
+        torch.testing.assert_close(found[:, :, columns].sum(-1), counts.expand(2, 7))
 
 
 def test_variants_are_drawn_from_the_seed() -> None:
@@ -208,11 +281,11 @@ def test_q_keeps_its_own_head_unless_another_is_clearly_better(share: float, exp
 
 @pytest.mark.parametrize(("term", "expected"), [(0.1, 0), (0.05, 1)])
 def test_a_head_with_two_kinds_in_a_value_lacks_what_its_uneven_use_costs(term: float, expected: int) -> None:
-    """ln 3 minus the entropy of 2/3, 1/6, 1/6 is 0.2310 nats."""
+    """ln 3 minus the entropy of 2/3, 1/6, 1/6 is 0.2310 nats. Of what it answers to images, not to their warps."""
     one = game(rivals=1)
     play(one)
     mixed = torch.tensor([2 / 3, 1 / 6, 1 / 6])
-    one.discriminator.confusions.copy_(torch.stack([EVEN, torch.outer(mixed, mixed)]))
+    one.discriminator.confusions.copy_(torch.stack([EVEN, torch.outer(mixed, torch.ones(3) / 3)]))
     one.discriminator.standing.copy_(torch.tensor([0.3, term]))
     chosen, lacking = one.d_phase.rivalry.choose()
     assert chosen == expected
@@ -228,6 +301,8 @@ def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
     # Of value 0 the rival says 2, of value 1 mostly 0, of value 2 as often 0 as 1: and 1 is what is left for it.
     readings = torch.tensor([[0.05, 0.05, 0.23], [0.2, 0.1, 0.03], [0.15, 0.15, 0.03]])
     one.discriminator.readings[2] = readings
+    confusions = EVEN + torch.tensor([[0.0, 0.01, 0.02], [0.03, 0.0, 0.04], [0.05, 0.06, 0.0]])
+    one.discriminator.confusions[2] = confusions
     order = torch.tensor([2, 0, 1, 3, 4])  # the continuous code's mean and log_std stay
     features = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -240,6 +315,7 @@ def test_the_chosen_head_names_its_values_as_g_was_given_them() -> None:
     for name, moment in zip(MOMENTS, moments, strict=True):
         assert torch.equal(one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight][name], moment[order])
     assert torch.equal(one.discriminator.readings[0], readings[:, order[:3]])
+    assert torch.equal(one.discriminator.confusions[0], confusions[order[:3]][:, order[:3]])
 
 
 def test_confusions_are_what_each_head_takes_an_image_and_its_warp_for() -> None:
