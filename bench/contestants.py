@@ -39,6 +39,7 @@ class Opponent:
     """
 
     def __init__(self, config: TrainConfig, images: Decoded, precision: Precision, *, tuned: bool) -> None:
+        torch.backends.cudnn.benchmark = True  # as fastinfogan has it
         tables, device = config.network_tables, precision.device
         low, high = tables.image_range
         floats = (images.pixels.float() * ((high - low) / 255) + low).permute(0, 3, 1, 2)

@@ -2,7 +2,8 @@
 
 Each op does what one training iteration asks of it; ``head_loss`` is forward and gradients of the G phase. On a CPU the
 contestants are the C++ extension, the plain PyTorch reference, and that reference under torch.compile; on a GPU Triton
-takes part. ``floor_bytes`` is what any implementation must read and write.
+takes part, and calls are replayed from a graph, as in training. ``floor_bytes`` is the least that any implementation
+must read and write.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.measure import (
     write_csv,
 )
 from fastinfogan import LatentSpec
+from fastinfogan.capture import WARM_UP, CudaGraph
 from fastinfogan.config import PRESETS
 from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
 from fastinfogan.ops.backend import available
@@ -43,6 +45,8 @@ COMPILED = {
     },
     "native": {"pack_codes": "pack_kernel"},
 }  # fmt: skip
+
+CAPTURED_CALLS = 500  # in one launch of a GPU, so that it is long beside the launch
 
 Run = Callable[[], object]
 
@@ -170,13 +174,24 @@ def fill_in(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
             put_beside_model(file, {"measured_us": str(row["median"])}, identity | {"kernel": name}, str(row["device"]))
 
 
+def together(run: Run, times: int, device: torch.device) -> Run:
+    """``times`` calls as one. On a GPU they are a graph, as in training: else the host's dispatch would be timed, which
+    takes longer than the kernels."""
+    if device.type != "cuda":
+        return repeated(run, times)
+    graph = CudaGraph(device)
+    graph.warm_up(repeated(run, WARM_UP))  # compiles
+    graph.record(repeated(run, times))
+    return graph.replay
+
+
 def measure(
     case: Case, codes: str, batch: int, turns: int, device: torch.device, machine: dict[str, str]
 ) -> list[dict[str, object]]:
     """The rows of one case, printed as they come."""
     runs = contestants(case, device)
-    times = max(1, 20_000 // (100 + batch))
-    seconds = in_turns({name: repeated(run, times) for name, run in runs.items()}, turns, device)
+    times = CAPTURED_CALLS if device.type == "cuda" else max(1, 20_000 // (100 + batch))
+    seconds = in_turns({name: together(run, times, device) for name, run in runs.items()}, turns, device)
     rows: list[dict[str, object]] = []
     for backend, values in seconds.items():
         took = quantiles(values / times * 1e6)

@@ -17,6 +17,7 @@ from bench.field import field
 from bench.measure import ROOT, wait
 from fastinfogan.capture import WARM_UP
 from fastinfogan.errors import UserError
+from fastinfogan.precision import choose_device
 
 ITERATIONS = WARM_UP + 2  # ours replays the last one on a GPU
 
@@ -47,7 +48,7 @@ def high_water_mib(device: torch.device) -> float:
 
 
 def main() -> None:
-    preset, batch, name, device = sys.argv[1], int(sys.argv[2]), sys.argv[3], torch.device(sys.argv[4])
+    preset, batch, name, device = sys.argv[1], int(sys.argv[2]), sys.argv[3], choose_device(sys.argv[4])
     contestant = field(preset, batch, device, images=batch)[name]()  # the set is whatever it is, and not asked about
     for _ in range(ITERATIONS):
         contestant.advance()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from bench.stopwatch import Stopwatch
 from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, Decoded, open_batches
@@ -30,16 +32,20 @@ class Ours:
         trainer.step += 1
 
     @property
+    def captured(self) -> bool:
+        """Whether an iteration is one launch, or will be."""
+        return self.trainer._run.graph is not None
+
+    @property
     def capture_refused(self) -> bool:
         """Whether the iterations were to be captured, and run op by op."""
-        return self.trainer.graph is not None and self.trainer._run.graph is None
+        return self.trainer.graph is not None and not self.captured
 
     def networks(self) -> tuple[Generator, Discriminator]:
         return self.trainer.generator, self.trainer.discriminator
 
     def watch(self, stopwatch: Stopwatch) -> None:
         trainer = self.trainer
-        trainer.capture_in(None)  # a captured iteration is one launch and has no phases to see
         for owner, name, phase in (
             (trainer.batches, "prepare", "data_latents"),
             (trainer.batches, "images", "data_latents"),
@@ -52,7 +58,8 @@ class Ours:
 
 
 def open_trainer(config: TrainConfig, images: Decoded, precision: Precision) -> Trainer:
-    """A trainer on ``images``, batched as the training command batches them."""
+    """A trainer on ``images``, batched as the training command batches them, with cuDNN's trials as it has them."""
+    torch.backends.cudnn.benchmark = True
     tables = config.network_tables
     plan = BatchPlan(config.batch, config.seed, *tables.image_range, flip=config.flip, device=precision.device)
     batches = open_batches(images, plan, image=tables.image, placement=config.placement)

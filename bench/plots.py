@@ -36,7 +36,10 @@ def kernels(rows: Sequence[Row]) -> Figure:
 
 
 def step(rows: Sequence[Row]) -> Figure:
-    """Microseconds an image of each contestant and batch, phase by phase, and the floor as a line across its bar."""
+    """Microseconds an image of each contestant and batch, phase by phase, and the floor as a line across its bar.
+
+    One that has no phases, an iteration in one launch, is a bar of its median.
+    """
     presets = distinct(rows, "preset")
     bars = max(len(only(rows, preset=preset)) for preset in presets)
     across = min(3, len(presets))
@@ -47,14 +50,19 @@ def step(rows: Sequence[Row]) -> Figure:
         axes.set_axis_off()
     for axes, preset in zip(panels, presets, strict=False):
         of_preset = only(rows, preset=preset)
-        batches = [_number(row, "batch") for row in of_preset]
-        names = [f"{row['provider']}, {batch:g}" for row, batch in zip(of_preset, batches, strict=True)]
+        of_batches = [(row, _number(row, "batch")) for row in of_preset]
+        names = [f"{row['provider']}, {n:g}" for row, n in of_batches]
         ends = [0.0] * len(names)
         for phase in PHASES:
-            widths = [_number(row, f"{phase}_ms") * 1e3 / n for row, n in zip(of_preset, batches, strict=True)]
+            widths = [_number(row, f"{phase}_ms") * 1e3 / n if row[f"{phase}_ms"] else 0.0 for row, n in of_batches]
             axes.barh(names, widths, left=ends, label=phase.replace("_", ", " if phase == "data_latents" else " "))
             ends = [end + width for end, width in zip(ends, widths, strict=True)]
-        for place, (row, n) in enumerate(zip(of_preset, batches, strict=True)):
+        whole = [
+            0.0 if end else _number(row, "median") * 1e3 / n for end, (row, n) in zip(ends, of_batches, strict=True)
+        ]
+        if any(whole):
+            axes.barh(names, whole, color="grey", label="one launch")
+        for place, (row, n) in enumerate(of_batches):
             floor = _number(row, "floor_ms") * 1e3 / n
             axes.vlines(floor, place - 0.4, place + 0.4, color="black", label="floor" if not place else None)
         axes.invert_yaxis()

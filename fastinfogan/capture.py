@@ -76,7 +76,7 @@ class CudaGraph:
         self.graph.replay()
 
     def release(self) -> None:
-        self.graph.reset()
+        self.graph.reset()  # of a refused capture torch 2.13 keeps the memory all the same
 
 
 def obstacle(wanted: Capture, precision: Precision) -> str | None:
@@ -136,6 +136,7 @@ class Replayed:
                 return False
             self.recorded = addresses
         elif addresses != self.recorded:
+            graph.release()
             moved = next(pair for pair in zip(self.recorded, addresses, strict=True) if pair[0] != pair[1])
             self._give_up(f"an input was {_describe(moved[0])} when it was captured and is {_describe(moved[1])} now")
             return False

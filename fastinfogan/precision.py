@@ -1,7 +1,8 @@
 """In which number format the networks compute, and the scaling that float16 needs.
 
 bfloat16 wherever the device multiplies it in hardware: it has float32's range and needs no scaling. float16 with a
-gradient scale on GPUs that lack it. float32 otherwise: emulated low precision is slower, not faster.
+gradient scale on GPUs that lack it. float32 otherwise: emulated low precision is slower, not faster. And float32 is
+float32, in convolutions on a GPU too, where PyTorch would have cuDNN round to TF32 unasked: ``--amp`` asks for less.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``. From then on no product is in TF32.
 
     Raises:
         UserError: a device that torch does not know or that is not here.
     """
+    torch.backends.cudnn.allow_tf32 = False  # of other products PyTorch's default is float32 already
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -221,7 +221,7 @@ def test_a_contestant_whose_capture_was_refused_is_known(refused: bool, monkeypa
     contestant.trainer.capture_in(Recorder())
     for _ in range(WARM_UP + 1):
         contestant.advance()
-    assert contestant.capture_refused is refused
+    assert contestant.capture_refused is refused and contestant.captured is not refused
 
 
 @pytest.mark.usefixtures("tiny_networks")
@@ -235,6 +235,26 @@ def test_rows_of_step_say_what_the_issue_asks(capsys: pytest.CaptureFixture[str]
         assert {f"{phase}_ms" for phase in PHASES} < set(row)
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
     assert len(plots.step(rows).axes) == 1
+
+
+def test_a_captured_iteration_has_no_phases_and_is_a_bar_of_its_median() -> None:
+    """Its phases would be those of the same iterations op by op, which take longer than the whole does."""
+    row = {"preset": "mnist", "batch": "8", "provider": "fastinfogan fp32", "median": "4", "floor_ms": "1"}
+    of_phases = row | {"provider": "eager fp32"} | {f"{phase}_ms": "2" for phase in PHASES}
+    captured = row | {f"{phase}_ms": "" for phase in PHASES}
+    (axes,) = plots.step([captured, of_phases]).axes
+    *by_phase, whole = [[bar.get_width() for bar in bars] for bars in axes.containers]  # type: ignore[attr-defined]
+    assert by_phase == [[0.0, 250.0]] * len(PHASES) and whole == [500.0, 0.0]
+
+
+@pytest.mark.usefixtures("tiny_networks")
+def test_phases_are_not_asked_of_a_captured_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ours, "captured", True)
+    rows = step.measure(
+        "mnist", 8, CPU, step.Options(quick=True, memory=False), step.Rates({"fp32": 1, "bf16": 1, "fp16": 1}, 1)
+    )
+    for row in rows:
+        assert all((row[f"{phase}_ms"] == "") is row["provider"].startswith("fastinfogan") for phase in PHASES)
 
 
 def test_what_a_gpu_measures_stands_beside_the_model_of_that_gpu(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def make(tiny_networks: None, tmp_path: Path, device: torch.device, monkeypatch:
     rounding noise of another algorithm of cuBLAS into steps."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as every command has it
 
     def trainer(name: str, dtype: torch.dtype = torch.float32, step: int = 0, **changes: Any) -> Trainer:
         config = replace(CONFIG, **changes)

@@ -46,6 +46,14 @@ def test_without_amp_everything_is_float32() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+def test_float32_is_not_tf32_in_the_convolutions_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    choose_device("auto")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == GPU

@@ -188,7 +188,7 @@ class StreamBatches(_Batches):
 
     def prepare(self, step: int) -> None:
         """Put the decoded pixels of ``step`` into a buffer that stays where it is."""
-        self.pixels.copy_(self.decoder.at(step), non_blocking=True)
+        self.decoder.fill(self.pixels, step)
 
     def images(self, step: torch.Tensor) -> torch.Tensor:
         return self._normalised(self.pixels, self.every_row, step)

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.utils.dlpack
 from tqdm import tqdm
 
 from fastinfogan.data import store
@@ -65,7 +64,24 @@ class Decoder:
         self._next = self._planned = 0
 
     def at(self, k: int) -> torch.Tensor:
-        """Pixels of batch ``k``: uint8 [rows, H, W, C] on the device, valid until garbage-collected."""
+        """Pixels of batch ``k``: uint8 [rows, H, W, C] on the device."""
+        images = self._decoded(k)
+        return self._copied(images, torch.empty(images.shape(), dtype=torch.uint8, device=self.device))
+
+    def fill(self, pixels: torch.Tensor, k: int) -> None:
+        """Write what :meth:`at` returns into ``pixels``; on a GPU in the order of PyTorch's stream."""
+        self._copied(self._decoded(k), pixels)
+
+    def _copied(self, images: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """DALI's ``images`` in ``pixels``. They are not lent to PyTorch: the thread with which DALI takes a loan back
+        waits for the whole GPU, which would break the capture of a graph."""
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        feed_ndarray(images, pixels, cuda_stream=self._stream())
+        return pixels
+
+    def _decoded(self, k: int) -> Any:
+        """Batch ``k`` as a tensor of DALI's."""
         while True:
             if self._pipeline is None or k != self._next:
                 self._pipeline, self._next = self._build(self.batch, lambda i: self._window(k + i)), k
@@ -83,7 +99,7 @@ class Decoder:
                     self._reject(index, _reason(content))
                 continue
             self._next += 1
-            return torch.utils.dlpack.from_dlpack(images.as_tensor())
+            return images.as_tensor()
 
     def close(self) -> None:
         """Give DALI's threads and buffers back; the next ``at`` builds a new pipeline."""
@@ -166,7 +182,10 @@ class Decoder:
 
     def _run(self, pipeline: Any) -> Any:
         """One run; on a GPU its result is ordered on PyTorch's stream, so that the host does not wait for it."""
-        return pipeline.run(torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None)
+        return pipeline.run(self._stream())
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
 
 def decode_all(
