@@ -65,7 +65,11 @@ CLAIMS = {
         question="Figure 3: do continuous codes take up pose, elevation, lighting and width of faces?",
         protocol=_TRUTH,
         variants={
-            name: replace(PRESETS[f"faces-{name}"], iterations=3000) for name in ("azimuth", "elevation", "lighting")
+            **{
+                name: replace(PRESETS[f"faces-{name}"], iterations=3000)
+                for name in ("azimuth", "elevation", "lighting")
+            },
+            "azimuth, std fixed": replace(PRESETS["faces-azimuth"], iterations=3000, fixed_std=True),
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
@@ -75,6 +79,7 @@ CLAIMS = {
             "azimuth": tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width")),
             "elevation": ("traversal/elevation",),
             "lighting": ("traversal/light",),
+            "azimuth, std fixed": ("traversal/azimuth", "traversal/width"),
         },
         prepare=drawn("faces", 20_000),
     ),
@@ -131,7 +136,8 @@ CLAIMS = {
         protocol=(
             "Networks, learning rates, weights and spectral norm of Lin et al. 2020, but for the order of norm and "
             "activation and two leaky ReLUs in G. Sprites of three shapes, six scales, 40 angles and 32 x 32 places as "
-            "in dSprites, drawn by the project: 40,000 of the 737,280, and a hundredth of their 322,000 iterations. "
+            "in dSprites, drawn by the project: 40,000 of the 737,280, and a hundredth or a sixteenth of their 322,000 "
+            "iterations. "
             "Published for dSprites: InfoGAN FactorVAE .82, DCI .60, MIG .22 (50 runs), InfoGAN-CR .88, .71, .37."
         ),
         variants={
