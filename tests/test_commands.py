@@ -27,6 +27,7 @@ from fastinfogan import checkpoint, evaluate, figures, generate, train
 from fastinfogan.config import TrainConfig, read_config
 from fastinfogan.data import BatchPlan
 from fastinfogan.run_directory import RunDirectory, new_folder
+from fastinfogan.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 
@@ -166,6 +167,36 @@ def test_generate_is_a_function_of_its_seed(
         assert command(generate, finished[0], *flags).code == 0
     assert torch.equal(fed[0], fed[1]) and not torch.equal(fed[0], fed[2])
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+
+
+def test_an_interpolation_runs_between_two_samples_of_the_seed(
+    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, spec, network, _ = checkpoint.load_networks(finished[0], torch.device("cpu"))
+    fed: list[torch.Tensor] = []
+    monkeypatch.setattr(figures, "generate", lambda g, z: (fed.append(z), g(z).detach())[1])
+    command = generate.Generate(run=finished[0], count=20, what="interpolation", seed=7, set=("c1=3",))
+    generate.draw(command, network, spec, saved.config.network_tables.image_range)
+    ends = generate.fix_codes(spec, figures.latents(network, spec, 4, 7), {0: 3.0})
+    rows = fed[0].view(2, figures.COLUMNS, spec.dim)
+    assert torch.equal(rows[:, 0], ends[:2]) and torch.equal(rows[:, -1], ends[2:])
+
+
+def test_pictures_are_drawn_in_the_range_of_the_networks_with_the_seed_that_is_given(
+    tmp_path: Path,
+    tiny_config: Callable[..., TrainConfig],
+    make_trainer: Callable[..., Trainer],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[object, ...]] = []
+    blank = Image.new("RGB", (1, 1))
+    monkeypatch.setattr(figures, "traversal_figure", lambda g, spec, *given: (seen.append(given), blank)[1])
+    monkeypatch.setattr(figures, "grid", lambda images, *given: (seen.append(given), blank)[1])
+    make_trainer(tiny_config(tables="celeba", codes=("cat:3", "uniform:1")), tmp_path).save()
+    for what in ("traversals", "samples"):
+        assert command(generate, tmp_path, "--what", what, "--seed", "7", "--device", "cpu").code == 0
+    assert seen == [(0, (-1.0, 1.0), 7), (1, (-1.0, 1.0), 7), (figures.COLUMNS, (-1.0, 1.0))]
 
 
 def test_generate_holds_the_codes_that_are_set(finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:

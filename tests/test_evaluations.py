@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,27 @@ def test_an_evaluation_is_of_the_step_that_it_is_logged_with(
         expected = {f"eval/mi/{name}": nats for name, nats in alone.information.items()}
         expected |= {"eval/error/c1": alone.clusterings["c1"].error, "eval/nmi/c1": alone.clusterings["c1"].nmi}
         assert line == {"step": step, **expected}
+
+
+def test_an_evaluation_is_logged_at_the_next_reading_after_it_is_done(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only at the end of the run, which may be a day away."""
+    made = make_trainer(tiny_config(iterations=6, evaluate_every=5, log_every=1), tmp_path)
+    made.config = replace(made.config, evaluate_every=2)
+    start = made.evaluations.start
+
+    def at_once(step: int, *others: Any) -> None:
+        if step == 2:
+            start(step, *others)
+            running = made.evaluations._running
+            assert running is not None
+            running[1].result()
+
+    monkeypatch.setattr(made.evaluations, "start", at_once)
+    made.train(quiet)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 2, 4, 5, 6]
 
 
 def test_evaluations_change_nothing_in_the_run(

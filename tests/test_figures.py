@@ -71,6 +71,14 @@ def test_where_a_continuous_code_runs_rows_show_every_category() -> None:
     assert traversal(Identity(), without, 0, seed=1)[0].shape == (100, 1, 1, 4)  # type: ignore[arg-type]
 
 
+def test_where_a_category_runs_rows_keep_the_others_that_were_drawn() -> None:
+    generator = Identity()
+    images, labels = traversal(generator, SPEC, 1, seed=5)  # type: ignore[arg-type]
+    kept = unpack_codes(SPEC, images[:, 0, 0])[1][:, 0].view(10, len(labels))
+    drawn = unpack_codes(SPEC, figures.latents(generator, SPEC, 10, 5))[1][:, 0]  # type: ignore[arg-type]
+    assert torch.equal(kept, drawn[:, None].expand_as(kept)) and not torch.equal(drawn, torch.arange(10) % 4)
+
+
 def test_a_grid_puts_images_in_rows_and_maps_the_range_to_bytes() -> None:
     images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(-1, 1, 28, 28)
     picture = grid(images, 4, (-1.0, 1.0))

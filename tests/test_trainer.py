@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +23,12 @@ import torch.nn.functional as F
 from conftest import Command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinfogan import Latents, checkpoint, figures, rivals, train
+from fastinfogan import Latents, checkpoint, figures, rivals, train, trainer
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.ops import LOG_STD_MIN, philox
 from fastinfogan.precision import Precision
+from fastinfogan.rivals import ROUNDS
 from fastinfogan.run_metrics import Metrics
 from fastinfogan.trainer import STRETCH, Stopped, Trainer
 
@@ -374,6 +376,18 @@ def test_readings_are_means_of_what_the_iterations_report(
         assert line["loss/c2"] + line["mi/c2"] == pytest.approx(0.693147)
 
 
+def test_images_per_second_are_those_since_the_last_reading(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is read at the start, and twice at a reading: a second from the one before to its end."""
+    clock = itertools.count()
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    config = tiny_config(iterations=7, log_every=2)
+    make_trainer(config, tmp_path).train(quiet)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines] == [2 * 8, 2 * 8, 2 * 8, 1 * 8]
+
+
 @pytest.mark.parametrize(("spectral_norm", "advice"), [(False, "--spectral-norm"), (True, "a lower --lr-d")])
 def test_a_discriminator_that_has_won_is_told_of_once(
     tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, spectral_norm: bool, advice: str
@@ -447,6 +461,52 @@ def test_rivals_that_are_retired_stay_so_when_a_finished_run_goes_on(
         before = [weight.clone() for weight in longer.discriminator.rivals.parameters()]
         longer.train(quiet)
         assert all(torch.equal(*pair) for pair in zip(before, longer.discriminator.rivals.parameters(), strict=True))
+
+
+def test_a_run_that_is_shortened_to_before_where_it_stands_has_no_rivals_any_more(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    """Their last round would never come."""
+    changes: dict[str, Any] = {"invariance": 0.5, "rivals": 2}
+    long = make_trainer(tiny_config(**changes, iterations=100), tmp_path)
+    for step in range(12):
+        long.iteration(step)
+    long.step = 12
+    long.save()
+    assert len(long.discriminator_phase.heads) == 3
+    shorter = make_trainer(tiny_config(**changes, iterations=16), tmp_path, step=12)
+    shorter.restore(checkpoint.load(tmp_path))
+    assert shorter.discriminator_phase.heads == [shorter.discriminator.recognition_head]
+
+
+def test_the_heads_are_varied_otherwise_in_every_round_and_the_choice_is_told(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounds(seed: int) -> list[int]:
+        made = make_trainer(tiny_config(invariance=0.5, rivals=2, iterations=20, seed=seed), tmp_path / str(seed))
+        seeds: list[int] = []
+        made.discriminator_phase.rivalry.vary = seeds.append  # type: ignore[method-assign]
+        made.discriminator_phase.rivalry.choose = lambda: (2, [0.5, 0.4, 0.25])  # type: ignore[method-assign]
+        made.train(quiet)
+        return seeds
+
+    told: list[str] = []
+    monkeypatch.setattr(trainer.tqdm, "write", told.append)
+    found = [*rounds(3), *rounds(4)]
+    assert len(set(found)) == len(found) == 2 * (len(ROUNDS) - 1)
+    assert told == 2 * len(ROUNDS) * [
+        "Q takes the head of rival 2: of all that its values can tell it lacks 0.250 nats, Q's own head 0.500"
+    ]
+
+
+def test_pictures_of_a_run_are_in_the_range_of_its_networks(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(figures, "save_figures", lambda *arguments: seen.append(arguments[2]))
+    for tables in ("mnist", "celeba"):
+        make_trainer(tiny_config(tables=tables), tmp_path / tables).draw_figures("now")
+    assert seen == [(0.0, 1.0), (-1.0, 1.0)]
 
 
 def test_a_poisoned_state_is_not_saved(tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer) -> None:
