@@ -19,6 +19,7 @@ from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.codes import GAUSSIAN_ENTROPY, UNIFORM_ENTROPY
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
+from fastinfogan.metrics import images as images_module
 from fastinfogan.metrics import information, subject
 from fastinfogan.metrics.batchnorm import recalibrated
 from fastinfogan.metrics.clustering import UNMATCHED, Clustering, clustering, joint, match_to_labels
@@ -248,11 +249,21 @@ def test_the_bound_is_a_function_of_the_seed_and_leaves_the_networks_alone(tiny_
 
 
 def test_the_evaluation_draws_what_training_never_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    streams: set[int] = set()
-    draw = information.draw_latents
-    monkeypatch.setattr(information, "draw_latents", lambda *a, **k: (streams.add(k["stream"]), draw(*a, **k))[1])
+    drawn: list[tuple[int, int]] = []
+    for module in (information, images_module):
+        draw = module.draw_latents
+        monkeypatch.setattr(
+            module,
+            "draw_latents",
+            lambda *a, draw=draw, **k: (drawn.append((k["stream"], k["step"])), draw(*a, **k))[1],
+        )
     bound(MIXED, exact(MIXED, 1.0))
-    assert streams == {3}  # training's is 0
+    assert drawn == [(3, step) for step in range(4)]  # training's stream is 0; no batch is that of another step
+    drawn.clear()
+    config = TrainConfig(noise=4)
+    generator, _ = build(config.network_tables, config.spec, seed=0)
+    images_module.generated(generator, config.spec, 2, seed=0, image_range=(0.0, 1.0))
+    assert drawn == [(3, 0)]
 
 
 def test_recalibration_reproduces_the_statistics_of_the_images(tiny_networks: None) -> None:

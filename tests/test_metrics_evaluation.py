@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ import torch
 from conftest import Command, Outcome
 from image_files import idx_files, photograph, write_folder, write_svhn
 from test_metrics_traversal import rendered
+from torch import nn
 
 from fastinfogan import data, evaluate
 from fastinfogan.config import TrainConfig
@@ -134,6 +136,32 @@ def test_images_are_judged_in_the_range_of_the_networks(tables: Any, image_range
     assert Subject(config, *build(config.network_tables, config.spec, seed=0)).image_range == image_range
     inverted = replace(config, invert=True)
     assert Subject(inverted, *build(inverted.network_tables, config.spec, seed=0)).image_range == image_range[::-1]
+
+
+@pytest.mark.parametrize("groups", [("information", "clustering", "probe"), ("disentanglement",)])
+def test_the_statistics_that_training_left_in_d_have_no_say(
+    groups: tuple[evaluation.Group, ...],
+    tmp_path: Path,
+    small: None,
+    tiny_networks: None,
+    tiny_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are of real and generated images in turn; Q is judged by those of the images that it is shown."""
+    config = tiny_config(codes=("cat:10", "uniform:2"))
+    if "disentanglement" in groups:
+        renders(monkeypatch, tmp_path)
+        config = tiny_config(dataset="faces", data=tmp_path, codes=("cat:3", "uniform:2"))
+    generator, discriminator = build(config.network_tables, config.spec, seed=0)
+    of_training = copy.deepcopy(discriminator)
+    for module in of_training.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.constant_(module.running_var, 9.0)  # type: ignore[arg-type]
+    one, other = (evaluation.evaluate(config, generator, d, 3, groups) for d in (discriminator, of_training))
+    assert one.information == other.information and one.clusterings == other.clusterings
+    assert str(one.probe) == str(other.probe) and str(one.disentanglement) == str(other.disentanglement)
+    assert (one.probe is None) is ("disentanglement" in groups)
 
 
 def test_generated_images_are_compared_with_the_test_split(
