@@ -80,6 +80,15 @@ def test_more_values_than_labels_leave_some_without_a_name() -> None:
     assert [judged.matching[value] for value in range(1, 10, 2)] == [UNMATCHED] * 5
 
 
+def test_a_value_that_no_training_image_has_names_nothing() -> None:
+    """It would be matched to whatever label is left, and be right on the test split by luck."""
+    train, test = torch.arange(1000) % 9, torch.arange(100) % 10
+    judged = clustering((train, torch.arange(1000) % 9), (test, test), 10)
+    assert judged.matching == [*range(9), UNMATCHED] and judged.error == pytest.approx(0.1)
+    lazy = clustering((torch.zeros(1000, dtype=torch.int64), torch.arange(1000) % 10), (test * 0, test), 10)
+    assert len([label for label in lazy.matching if label != UNMATCHED]) == 1
+
+
 def test_fewer_values_than_labels_can_name_only_as_many() -> None:
     truth = torch.arange(1000) % 10
     judged = clustering((truth // 5, truth), (truth // 5, truth), 2)
@@ -98,8 +107,12 @@ def test_the_matching_is_one_to_one_and_none_agrees_more_often(k: int, n_labels:
         np.concatenate([np.arange(n_labels), rng.integers(0, n_labels, 60 - n_labels)]),
     )
     matching = match_to_labels(values, truth, k)
-    named = [label for label in matching if label != UNMATCHED]
-    assert len(set(named)) == len(named) == min(k, n_labels)
+    named = {value: label for value, label in enumerate(matching) if label != UNMATCHED}
+    assert len(set(named.values())) == len(named)
+    assert all(((values == value) & (truth == label)).any() for value, label in named.items())
+    left = set(range(n_labels)) - set(named.values())
+    unnamed = [value for value in range(k) if value not in named]
+    assert not any(((values == value) & (truth == label)).any() for value in unnamed for label in left)
     padded = [*range(n_labels), *[UNMATCHED] * max(0, k - n_labels)]
     best = max((np.array(one)[values] == truth).sum() for one in itertools.permutations(padded, k))
     assert (matching[values] == truth).sum() == best

@@ -12,6 +12,7 @@ from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.data.split import FactorKind, Factors
 from fastinfogan.metrics.disentanglement import (
     Disentanglement,
+    _sharing,
     disentanglement,
     entropic_scores,
     mig,
@@ -98,6 +99,23 @@ def test_a_random_code_scores_chance(random: Disentanglement) -> None:
     assert random.mig < 0.01 and random.sap < 0.01
     assert random.factor_vae < 0.45 and random.beta_vae < 0.45  # a third is chance
     assert random.dci_disentanglement < 0.1 and random.dci_informativeness < 0.02
+    assert random.modularity == pytest.approx(random.modularity_chance, abs=0.3)
+
+
+def test_the_modularity_of_codes_that_know_nothing_is_its_chance() -> None:
+    """It is far from 0 where one factor takes many values and the others few: its information is estimated worst."""
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(np.stack([rng.integers(k, size=4000) for k in (2, 3, 40)], 1)).float()
+    known = Factors(("a", "b", "c"), ("categorical",) * 3, values, (0.0,) * 3, (2.0, 3.0, 40.0))
+    codes = scalars(*rng.uniform(size=(6, 4000)))
+    found = disentanglement((codes, known), (codes, known), seed=0, votes=VOTES)
+    assert found.modularity > 0.9 and found.modularity_chance == pytest.approx(found.modularity, abs=0.03)
+    truth = scalars(*values.double().numpy().T)
+    perfect = disentanglement((truth, known), (truth, known), seed=0, votes=VOTES)
+    assert perfect.modularity > 0.999 and perfect.modularity_chance == pytest.approx(found.modularity, abs=0.1)
+    assert f"modularity {perfect.modularity:.3f} (by chance {perfect.modularity_chance:.3f})" in "\n".join(
+        perfect.lines()
+    )
 
 
 def test_a_rotation_keeps_the_information_and_loses_the_gap(rotated: Disentanglement, perfect: Disentanglement) -> None:
@@ -110,6 +128,7 @@ def test_a_rotation_keeps_the_information_and_loses_the_gap(rotated: Disentangle
     assert rotated.dci_informativeness > 0.95
     assert rotated.modularity == pytest.approx((0.5 + 0.5 + 1) / 3, abs=0.05)  # delta of two equal ones of three: 1/2
     assert rotated.factor_vae < perfect.factor_vae - 0.15
+    assert rotated.factor_vae == pytest.approx(2 / 3, abs=0.08)
     # Whichever of the first two is fixed, both codes differ by the other: told by chance, 1/2; the third always.
     assert rotated.beta_vae == pytest.approx(2 / 3, abs=0.08)
 
@@ -119,6 +138,26 @@ def test_a_copied_factor_is_disentangled_but_not_complete(copied: Disentanglemen
     assert copied.dci_disentanglement > 0.98 and copied.modularity > 0.999
     assert copied.dci_completeness == pytest.approx(1 - math.log(2, 4) / 3, abs=0.03)  # ln 2 of ln 4 for one of three
     assert copied.factor_vae == 1 and copied.beta_vae >= 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+def test_votes_know_no_unit(scale: float) -> None:
+    """A code's variance is told by its own over all images: else the one of the smallest unit would win every vote."""
+    found = judge(lambda v, _: scalars(v[:, 0] * scale, v[:, 1], v[:, 2]))
+    assert found.factor_vae == 1 and found.beta_vae >= 0.99
+
+
+def test_a_value_of_one_image_has_no_vote() -> None:
+    """Within it every code is constant, and which one varies least would be the first."""
+    known = factors()
+    lonely = Factors(known.names, known.kinds, known.values.clone(), known.low, known.high)
+    lonely.values[:20, 2] = 100 + torch.arange(20.0)
+    codes = scalars(*known.values.double().numpy().T)
+    drawn = _sharing(
+        [factor_levels(lonely.values[:, 2].numpy())], np.zeros(5000, dtype=int), 4, np.random.default_rng(0)
+    )
+    assert (drawn >= 20).all()
+    assert disentanglement((codes, lonely), (codes, lonely), seed=0, votes=VOTES).factor_vae == 1
 
 
 def test_a_constant_code_is_worth_nothing_and_breaks_nothing() -> None:
@@ -144,7 +183,8 @@ def test_a_categorical_posterior_is_one_code() -> None:
     found = judge(code_of, kinds)
     assert found.mig > 0.97 and found.factor_vae == 1 and found.beta_vae >= 0.99
     assert found.dci_disentanglement > 0.98 and found.dci_completeness > 0.98 and found.dci_informativeness > 0.99
-    assert found.sap > 0.7 and len(found.information) == 3  # of the class: accuracy 1 against the prior's 1/4
+    assert found.sap == pytest.approx((1 - 1 / 4 + 1 + 1) / 3, abs=0.03)  # of the class: 1 against the prior's 1/4
+    assert len(found.information) == 3
 
 
 def test_no_importance_leaks_to_codes_that_know_nothing_of_a_class() -> None:
@@ -169,6 +209,9 @@ def test_factors_that_do_not_vary_are_left_out() -> None:
     codes = scalars(*known.values.double().numpy().T)
     found = disentanglement((codes, fixed), (codes, fixed), seed=0, votes=VOTES)
     assert found.factors == ("f0", "f2") and np.array(found.information).shape == (3, 2) and found.mig > 0.97
+    for pair in (((codes, fixed), (codes, known)), ((codes, known), (codes, fixed))):  # in one part alone
+        alone = disentanglement(*pair, seed=0, votes=VOTES)
+        assert alone.factors == ("f0", "f2") and alone.mig > 0.97
 
 
 def test_test_factors_fit_nothing() -> None:
@@ -177,7 +220,7 @@ def test_test_factors_fit_nothing() -> None:
     v, w = known.values.double().numpy(), asked.values.double().numpy()
     train, test = (scalars(v[:, 0], v[:, 1], v[:, 2]), known), (scalars(w[:, 1], w[:, 2], w[:, 0]), asked)
     found = disentanglement(train, test, seed=0, votes=VOTES)
-    assert found.factor_vae == 0 and found.beta_vae < 0.01 and found.dci_informativeness < 0
+    assert found.factor_vae == 0 and found.beta_vae < 0.01 and found.dci_informativeness < 0 and found.sap < 0.03
     assert found.mig > 0.97  # which fits nothing
 
 

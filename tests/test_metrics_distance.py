@@ -112,6 +112,13 @@ def test_a_set_against_itself_has_full_precision_recall_and_coverage() -> None:
     assert found.density == pytest.approx(1)
 
 
+def test_a_set_of_copies_against_itself_is_precise_and_recalled() -> None:
+    """Their balls have no extent: for these two, what lies on the edge is in it."""
+    rows = torch.randn(25, 3, generator=torch.Generator().manual_seed(0)).repeat(8, 1)
+    found = manifolds(rows, rows)
+    assert (found.precision, found.recall) == (1, 1)
+
+
 def test_sets_far_apart_have_none() -> None:
     assert manifolds(normal(100, 3, 0), normal(100, 3, 1) + 100) == Manifolds(0, 0, 0, 0)
 

@@ -90,6 +90,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "STROKE_SAMPLES", 60)
     monkeypatch.setattr(evaluation, "LABELS", (10,))
     monkeypatch.setattr(evaluation, "VOTES", (60, 40))
+    monkeypatch.setattr(evaluation, "LEAST_DISENTANGLED", 120)
     monkeypatch.setattr(traversal, "ROWS", 4)
     monkeypatch.setattr(traversal, "EPOCHS", 1)
 
@@ -384,6 +385,28 @@ def test_the_least_set_that_has_a_sample_quality_has_a_finite_one(
     assert all(math.isfinite(number) for number in numbers)
 
 
+def test_a_set_of_few_images_has_no_scores_of_disentanglement(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a few images to each value of a factor a perfect code scores what chance does."""
+    renders(monkeypatch, tmp_path)
+    config = tiny_config(dataset="faces", data=tmp_path, codes=("uniform:2",))
+    judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("disentanglement",))
+    assert judged.disentanglement is None
+    assert judged.missing == {"disentanglement": "either part of the images needs 1,000 or more, and one has 120"}
+
+
+def test_statistics_are_of_images_of_every_class_though_a_folder_is_sorted(tiny_networks: None) -> None:
+    config = TrainConfig(noise=4)
+    pixels = torch.cat([torch.full((6000, 28, 28, 1), shade, dtype=torch.uint8) for shade in (0, 255)])
+    asked = Subject(config, *build(config.network_tables, config.spec, seed=0))
+    asked.__dict__["real"] = (Labelled(pixels, torch.empty(0)), Labelled(pixels[:2], torch.empty(0)))
+    seen: list[float] = []
+    asked.discriminator.trunk[0].register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].mean())))
+    assert asked.judge.training is False
+    assert len(seen) == 20 and all(0.4 < mean < 0.6 for mean in seen)
+
+
 def test_a_run_without_codes_has_nothing_to_probe(tiny_networks: None, tiny_config: Callable[..., TrainConfig]) -> None:
     config = tiny_config(codes=())
     judged = evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("probe",))
@@ -410,6 +433,12 @@ def test_all_measures_what_the_set_can_have_and_says_what_it_cannot(
     content = json.loads((run / "evaluation.json").read_text())
     assert set(content["missing"]) == {"disentanglement", "traversal", "strokes"}
     assert all(f"{group} not measured: {reason}" in ended.out for group, reason in content["missing"].items())
+
+
+def test_of_a_prior_that_knows_one_value_there_is_no_share_to_tell() -> None:
+    collapsed = Evaluation(3, {"c1": 0.0, "c2": 0.2, "total": 0.2}, {"c1": 0.0, "c2": 0.5}, {})
+    assert math.isnan(collapsed.information_shares["c1"]) and collapsed.information_shares["c2"] == 0.4
+    assert "nan" in collapsed.table()
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:

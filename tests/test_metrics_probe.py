@@ -89,7 +89,7 @@ def test_every_representation_is_centred_and_scaled_by_the_training_images_alone
 
 
 def test_the_table_shows_mean_and_spread_and_how_the_probe_was_fitted() -> None:
-    found = Probe({"pixels": {10: [0.5, 0.4], 100: [0.2, 0.2]}}, {"pixels": 784}, 1000)
+    found = Probe({"pixels": {10: [0.5, 0.4], 100: [0.2, 0.2]}}, {"pixels": 784}, 1000, 20_000)
     text = "\n".join(found.lines())
     assert "45.00% ± 7.07%" in text and "20.00% ± 0.00%" in text and "pixels (784)" in text
     assert "2 draws" in text and "cross-validation on the labelled" in text and "1,000 test images" in text

@@ -96,6 +96,15 @@ def test_a_code_that_is_a_factor_is_found_to_be_it_and_no_other(found: Traversal
     assert all(of["size"] is None for of in found.correlations.values())
 
 
+def test_of_a_factor_that_the_regressor_cannot_read_nothing_is_said(reader: FactorReader) -> None:
+    """On noise the largest of 36 cuts of a circle always correlates with something."""
+    unread = {"azimuth": 0.01, "light": 0.9, "size": 0.9}
+    found = traversal_truth(reader, unread, Known(), SPEC, (-1.0, 1.0), seed=0, fit_images=1)  # type: ignore[arg-type]
+    assert all(of["azimuth"] is None and of["light"] is not None for of in found.correlations.values())
+    line = next(line for line in found.lines() if line.strip().startswith("azimuth"))
+    assert line.split() == ["azimuth", "0.010", "-", "-", "-"]
+
+
 def test_every_code_is_swept_over_its_own_range_with_the_rest_held(
     reader: FactorReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +113,7 @@ def test_every_code_is_swept_over_its_own_range_with_the_rest_held(
         traversal, "render", lambda g, z, r: (seen.append(z), torch.zeros(len(z), SIDE, SIDE, 1).byte())[1]
     )
     monkeypatch.setattr(traversal, "ROWS", 3)
-    traversal_truth(reader, {}, Known(), SPEC, (-1.0, 1.0), seed=0, fit_images=1)  # type: ignore[arg-type]
+    traversal_truth(reader, dict.fromkeys(reader.names, 1.0), Known(), SPEC, (-1.0, 1.0), seed=0, fit_images=1)  # type: ignore[arg-type]
     assert len(seen) == 3
     for place, (z, most) in enumerate(zip(seen, (1.0, 1.0, 2.0), strict=True)):
         rows = z.view(3, traversal.VALUES, SPEC.dim)

@@ -3,7 +3,8 @@
 A code's values have no names, so they are matched to labels one to one. The matching is fixed on the training split;
 the test split is then only counted. Several codes are judged together as one code whose values are their combinations:
 still one to one, so of more combinations than labels all but as many count as errors. NMI and ARI need no matching and
-do not punish a label that has several combinations as such.
+do not punish a label that has several combinations as such; NMI grows with the number of values by chance, ARI does
+not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Clustering:
     error: share of test images whose code value is matched to another label, or to none.
     nmi, ari: normalised mutual information (arithmetic mean) and adjusted Rand index; neither needs the matching.
     training_error: the same error on the split that fixed the matching.
-    matching: the label of each code value, -1 where there are more values than labels.
+    matching: the label of each code value, -1 where no training image of the value has a label that is left for it.
     confusion: counts, rows labels, columns code values, on the test split; empty where there are over 1,000 values.
     """
 
@@ -39,11 +40,15 @@ class Clustering:
 
 
 def match_to_labels(categories: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """The one-to-one map from k code values to labels that agrees most often: int64 ``[k]``, -1 for no label."""
+    """The one-to-one map from k code values to labels that agrees most often: int64 ``[k]``, -1 for no label.
+
+    A value has a label only where an image has both: what is left over could be matched any way.
+    """
     counts = contingency(categories, labels, k)
     label, value = linear_sum_assignment(counts, maximize=True)
     matching = np.full(k, UNMATCHED, dtype=np.int64)
-    matching[value] = label
+    agreed = counts[label, value] > 0
+    matching[value[agreed]] = label[agreed]
     return matching
 
 

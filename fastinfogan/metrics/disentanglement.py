@@ -51,7 +51,8 @@ class Disentanglement:
     dci_*: disentanglement, completeness and informativeness (Eastwood and Williams 2018).
     sap: gap between the two best predictors of a factor (Kumar et al. 2018).
     factor_vae, beta_vae: share of right votes on which factor was held fixed (Kim and Mnih 2018, Higgins et al. 2017).
-    modularity: Ridgeway and Mozer 2018, Eq. 2.
+    modularity: Ridgeway and Mozer 2018, Eq. 2. modularity_chance: that of the same codes of other images, which is far
+    from 0 where factors differ in how many values they take, as then an estimate of information does in its error.
     information: mutual information of each code (row) with each factor (column) in nats.
     """
 
@@ -65,6 +66,7 @@ class Disentanglement:
     factor_vae: float
     beta_vae: float
     modularity: float
+    modularity_chance: float
     information: list[list[float]]
     fit_images: int
     test_images: int
@@ -78,14 +80,16 @@ class Disentanglement:
             "modularity": self.modularity,
         }  # fmt: skip
         shown = [f"{name} {value:.3f}" for name, value in scores.items()]
+        shown[-1] += f" (by chance {self.modularity_chance:.3f})"
         fitted, judged = self.votes
         return [
             f"disentanglement of {', '.join(self.codes)} against {', '.join(self.factors)}:",
             "  " + "   ".join(shown[:4]),
             "  " + "   ".join(shown[4:]),
             f"  predictors fitted on {self.fit_images:,} training images, scores on {self.test_images:,} others;",
-            f"  FactorVAE and BetaVAE: {fitted:,} / {judged:,} votes of {VOTE_IMAGES} images or pairs; MIG and",
-            f"  modularity: {BINS} bins; DCI: forests of {FOREST_TREES} trees, depth chosen on training images;",
+            f"  FactorVAE and BetaVAE: {fitted:,} / {judged:,} votes of {VOTE_IMAGES} images or pairs, BetaVAE's",
+            f"  standardised; codes, and factors of many values, in {BINS} bins; DCI: forests of {FOREST_TREES} trees,",
+            "  depth chosen on training images; by chance: the codes of other images;",
             "  batch-norm statistics of up to 10,000 training images; one seed",
         ]
 
@@ -99,13 +103,16 @@ def disentanglement(
 ) -> Disentanglement:
     """All scores of codes against the factors that vary; every predictor is fitted on ``train`` and judged on ``test``.
 
-    Needs at least two codes and two varying factors: with one of either a gap or an entropy has no meaning.
+    A factor counts if it varies in both. Needs at least two codes and two such factors: with one of either a gap or an
+    entropy has no meaning.
     """
     (train_codes, train_factors), (test_codes, test_factors) = train, test
-    columns = varying(train_factors)
+    columns = varying(train_factors, test_factors)
     rng = np.random.default_rng(seed)
     train_levels, test_levels = (_levels(factors, columns) for factors in (train_factors, test_factors))
     information = mutual_information(test_codes, test_levels)
+    others = np.random.default_rng([seed, 1]).permutation(len(test_codes))
+    by_chance = mutual_information(test_codes, [factor[others] for factor in test_levels])
     d, c, i = dci(train, test, columns, seed)
     return Disentanglement(
         codes=test_codes.names,
@@ -118,6 +125,7 @@ def disentanglement(
         factor_vae=factor_vae((train_codes, train_levels), (test_codes, test_levels), votes, rng),
         beta_vae=beta_vae((train_codes, train_levels), (test_codes, test_levels), votes, rng),
         modularity=modularity(information),
+        modularity_chance=modularity(by_chance),
         information=information.tolist(),
         fit_images=len(train_codes),
         test_images=len(test_codes),
@@ -145,7 +153,7 @@ def modularity(information: Floats) -> float:
     """Ridgeway and Mozer 2018, Eq. 2: 1 where each code informs about one factor only; a code of none counts 0."""
     squared = np.square(information)
     largest = squared.max(1)
-    # An estimate from a finite sample is never exactly 0, so a code that knows nothing is judged by its noise.
+    # An estimate from a finite sample is never exactly 0: a code that knows nothing is judged by its error.
     rest = (squared.sum(1) - largest) / np.maximum(largest, 1e-12) / (information.shape[1] - 1)
     return float(np.mean(np.where(largest > 1e-12, 1 - rest, 0.0)))
 
@@ -268,18 +276,23 @@ def _least_varying(
     relative = np.full((votes, len(codes.names)), np.inf)
     for place, columns in enumerate(codes.columns):
         overall = columns.var(0, ddof=1).sum()
-        if overall > 1e-12:
+        if overall > 1e-12 * np.square(columns).sum(1).mean():  # whatever its unit
             relative[:, place] = columns[images].var(1, ddof=1).sum(1) / overall
     return relative.argmin(1), factor
 
 
 def _sharing(levels: list[Indices], factor: Indices, n: int, rng: np.random.Generator) -> Indices:
-    """Per vote ``n`` images, drawn with replacement, that share the value of the vote's factor: ``[votes, n]``."""
+    """Per vote ``n`` images, drawn with replacement, that share the value of the vote's factor: ``[votes, n]``.
+
+    A value of one image alone has no vote while others have more: nothing at all varies within it.
+    """
     found = np.empty((len(factor), n), dtype=np.int64)
     for place, values in enumerate(levels):
         votes = np.flatnonzero(factor == place)
         order = np.argsort(values, kind="stable")
-        chosen = values[rng.integers(len(values), size=len(votes))]
+        shared = np.flatnonzero(np.bincount(values)[values] > 1)
+        drawn_from = shared if len(shared) else np.arange(len(values))
+        chosen = values[drawn_from[rng.integers(len(drawn_from), size=len(votes))]]
         start, stop = (np.searchsorted(values[order], chosen, side) for side in ("left", "right"))
         found[votes] = order[
             start[:, None] + np.floor(rng.random((len(votes), n)) * (stop - start)[:, None]).astype(int)

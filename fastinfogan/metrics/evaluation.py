@@ -30,6 +30,7 @@ from fastinfogan.networks import Discriminator, Generator
 
 INFORMATION_SAMPLES = 10_000
 STROKE_SAMPLES = 5_000
+LEAST_DISENTANGLED = 1_000  # images of either part: with few to a value of a factor all scores fall to chance
 PROBE_IMAGES = 20_000
 JOINT = "joint"  # all categorical codes as one
 
@@ -63,7 +64,10 @@ class Evaluation:
     @property
     def information_shares(self) -> dict[str, float]:
         """The bound of each code as a share of its entropy H(c), at most 1."""
-        return {name: self.information[name] / self.entropies[name] for name in self.entropies if self.information}
+        if not self.information:
+            return {}
+        # A learnt prior may come to know one value only, of which there is nothing to tell.
+        return {name: self.information[name] / h if h else math.nan for name, h in self.entropies.items()}
 
     def write(self, path: Path) -> None:
         """As JSON, with everything that the table leaves out.
@@ -98,7 +102,10 @@ class Evaluation:
             lines.append("mutual information bound, nats (share of H(c)):")
             for name, share in self.information_shares.items():
                 lines.append(f"  {name:<6}{self.information[name]:7.3f} of {self.entropies[name]:.3f}  ({share:6.1%})")
-            lines.append(f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images")
+            lines.append(
+                f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images, whose"
+            )
+            lines.append("  batch-norm statistics D and Q have")
         lines += self._frequency_lines()
         if self.clusterings:
             lines.append("argmax Q(c|x) on the real images of the test split:")
@@ -106,7 +113,8 @@ class Evaluation:
                 lines.append(f"  {name:<6}error {found.error:6.2%}   NMI {found.nmi:.3f}   ARI {found.ari:.3f}")
             if JOINT in self.clusterings:
                 values = len(self.clusterings[JOINT].matching)
-                lines.append(f"  joint: the {values:,} combinations of all codes as the values of one")
+                lines.append(f"  joint: the {values:,} combinations of all codes as the values of one; of so many NMI")
+                lines.append("  is above 0 by chance, ARI is not")
             lines.append("  values matched to labels one to one on the training split; batch-norm statistics of")
             lines.append(f"  {CALIBRATION_IMAGES:,} training images; test labels chose nothing; one seed")
         for group in (self.samples, self.disentanglement, self.traversal, self.strokes, self.probe):
@@ -180,12 +188,15 @@ def lacking(subject: Subject, group: Group) -> str | None:
     if group in ("strokes", "traversal") and not spec.continuous:
         return "the run has no continuous code"
     if group in ("disentanglement", "traversal"):
-        factors = subject.real[0].factors
+        parts = [part.factors for part in subject.real if part.factors is not None]
         least = 2 if group == "disentanglement" else 1
-        if factors is None or len(varying(factors)) < least:
+        if len(parts) < 2 or len(varying(*parts)) < least:
             return f"{config.dataset} comes without true factors"
         if group == "disentanglement" and len(spec.names) < 2:
             return "a gap between codes needs two codes or more"
+        images = min(len(part.pixels) for part in subject.real)
+        if group == "disentanglement" and images < LEAST_DISENTANGLED:
+            return f"either part of the images needs {LEAST_DISENTANGLED:,} or more, and one has {images:,}"
     return None
 
 

@@ -43,6 +43,7 @@ class Probe:
     errors: dict[str, dict[int, list[float]]]
     dimensions: dict[str, int]
     test_images: int
+    train_images: int
 
     def lines(self) -> list[str]:
         """Mean and standard deviation of the errors, and the protocol, as lines of a table."""
@@ -56,7 +57,8 @@ class Probe:
         shown.append(
             f"  {draws} draws, equally many labels per class; regularisation by cross-validation on the labelled"
         )
-        shown.append(f"  training images alone (C = 1 with one label per class); {self.test_images:,} test images")
+        shown.append(f"  training images alone (C = 1 with one label per class); {self.test_images:,} test images;")
+        shown.append(f"  labels, means and components from {self.train_images:,} training images")
         return shown
 
 
@@ -115,7 +117,7 @@ def probe(
                 predicted = _fitted(train[chosen], train_labels[chosen]).predict(test)
                 errors[name][number].append(float(np.mean(predicted != test_labels)))
     dimensions = {name: train.shape[1] for name, (train, _) in tables.items()}
-    return Probe(errors, dimensions, len(test_labels))
+    return Probe(errors, dimensions, len(test_labels), len(train_labels))
 
 
 def balanced(labels: Truth, number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -78,9 +78,10 @@ def factor_levels(values: Floats) -> Indices:
     return (ranks * BINS // len(values)).astype(np.int64)
 
 
-def varying(factors: Factors) -> tuple[int, ...]:
-    """The columns of ``factors`` that take more than one value: of the others nothing can be asked."""
-    return tuple(i for i in range(len(factors.names)) if len(factors.values[:, i].unique()) > 1)
+def varying(*parts: Factors) -> tuple[int, ...]:
+    """The columns that take more than one value in each of ``parts`` of a set: of the others nothing can be asked."""
+    columns = range(len(parts[0].names))
+    return tuple(i for i in columns if all(len(factors.values[:, i].unique()) > 1 for factors in parts))
 
 
 def angle(factors: Factors, column: int) -> Floats:

@@ -70,7 +70,7 @@ class SampleQuality:
         which = "that G was trained on: the set has no test split" if self.seen else "of the test split"
         shown.append(f"  against {self.samples:,} images {which};")
         shown.append(f"  KID: {self.kid.subsets} disjoint subsets of {self.kid.size:,}, ± its standard error;")
-        shown.append(f"  {NEAREST} nearest neighbours; one seed")
+        shown.append(f"  {NEAREST} nearest neighbours, as Naeem et al. 2020 have them; one seed")
         return shown
 
 

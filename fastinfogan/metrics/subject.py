@@ -110,7 +110,8 @@ class Subject:
     @cached_property
     def judge(self) -> Discriminator:
         """D and Q in eval mode, their batch-norm statistics those of 10,000 training images."""
-        pixels = self.real[0].pixels[:CALIBRATION_IMAGES]
+        # At random: a folder's files come class by class, and batches of one class each have other statistics.
+        pixels = self.real[0].some(CALIBRATION_IMAGES).pixels
         return recalibrated(self.discriminator, image_batches(pixels, self.image_range, self.device))
 
     def _open(self, split: Split) -> Decoded | Encoded:

@@ -26,6 +26,7 @@ from fastinfogan.prior import draw_latents
 
 ROWS, VALUES = 200, 21
 FIT_IMAGES, EPOCHS = 20_000, 4
+READABLE = 0.5  # of the regressor's R2: what it reads of a factor below that is mostly something else
 _SWEEP: dict[str, tuple[float, float]] = {"uniform": (-1.0, 1.0), "normal": (-2.0, 2.0)}
 
 
@@ -34,7 +35,8 @@ class TraversalTruth:
     """factors: names; held_out: per factor the regressor's R2 on real test images (accuracy of a categorical one).
 
     correlations: per continuous code and factor, rank correlation of the code with the factor that the regressor
-    reads, in [-1, 1]; None for categorical factors, which have no order.
+    reads, in [-1, 1]; None for categorical factors, which have no order, and for those that it cannot read: an R2 below
+    0.5.
     """
 
     held_out: dict[str, float]
@@ -55,8 +57,9 @@ class TraversalTruth:
             f"  {self.rows} latents, the code swept over {self.values} values; regressor: its R2 (accuracy of a"
         )
         shown.append(
-            f"  categorical factor) on real test images, after training on {self.fit_images:,} training images"
+            f"  categorical factor) on real test images, after training on {self.fit_images:,} training images;"
         )
+        shown.append(f"  -: a factor without order, or one that it cannot read (R2 below {READABLE})")
         return shown
 
 
@@ -127,7 +130,7 @@ def traversal_truth(
     """Sweep each continuous code over its prior's range, or two standard deviations, and rank what ``reader`` reads.
 
     The other codes and the noise are drawn once per row and held. A circular factor is measured along the circle cut
-    open where the correlation is largest.
+    open where the correlation is largest. held_out: how well ``reader`` reads each factor of real test images.
     """
     device = next(generator.parameters()).device
     drawn = draw_latents(spec, ROWS, generator.prior, seed=seed, step=1, stream=EVALUATION, device=device)
@@ -140,7 +143,7 @@ def traversal_truth(
         found = reader.read(render(generator, z, image_range))
         swept = np.tile(values.double().cpu().numpy(), ROWS)
         correlations[spec.names[code]] = {
-            name: _correlation(kind, swept, read)
+            name: _correlation(kind, swept, read) if held_out[name] >= READABLE else None
             for name, kind, read in zip(reader.names, reader.kinds, found, strict=True)
         }
     return TraversalTruth(held_out, correlations, ROWS, VALUES, fit_images)
