@@ -410,7 +410,10 @@ class Trainer:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM is noted, so that the iteration ends and is saved; a second one acts at once."""
+    """The first SIGINT or SIGTERM is noted, so that the iteration ends and is saved; a second one acts at once.
+
+    Where another process is lost, torchrun ends this one as well, and has to wait until it has told why.
+    """
     caught: list[int] = []
 
     def restore() -> None:
@@ -427,5 +430,11 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, note)
     try:
         yield caught
-    finally:
+    except LostProcess:
         restore()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    except BaseException:
+        restore()
+        raise
+    restore()

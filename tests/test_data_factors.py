@@ -228,6 +228,11 @@ def test_celebas_factors_are_its_attributes_and_those_of_a_rendered_set_its_own(
     drawn = read_factors(tmp_path / "celeba" / "factors.npz")
     found = open_celeba(tmp_path, "train").factors  # images 2 and 4, so rows 1 and 3
     assert found is not None and torch.equal(found.values, drawn.values[[1, 3]])
+    attributes = tmp_path / "celeba" / "list_attr_celeba.txt"
+    attributes.write_text("\n".join(line for line in lines if not line.startswith("000004.jpg")))
+    with pytest.raises(UserError, match=r"list_attr_celeba.txt .* has no line for 000004.jpg"):  # all the same
+        open_celeba(tmp_path, "train")
+    attributes.write_text("\n".join(lines))
     write_renders(tmp_path / "celeba", 3)
     with pytest.raises(UserError, match="describes 3 images but not all of the 2 beside it"):
         open_celeba(tmp_path, "train")

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import Latents, checkpoint, figures, rivals, train, trainer
 from fastinfogan.config import TrainConfig
+from fastinfogan.distributed import LostProcess
 from fastinfogan.errors import UserError
 from fastinfogan.ops import LOG_STD_MIN, philox
 from fastinfogan.precision import Precision
@@ -241,6 +242,34 @@ def test_a_reader_that_is_gone_ends_the_run_and_it_is_saved(
     config = tiny_config(iterations=7, log_every=2, save_every=100)
     assert make_trainer(config, tmp_path).train(gone) == Stopped(2, signal.SIGPIPE)
     assert saved_steps(tmp_path) == [2]
+
+
+@pytest.fixture
+def terminable() -> Iterator[None]:
+    """SIGTERM as it was, afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("terminable")
+def test_a_run_that_has_lost_a_process_tells_so_though_torchrun_ends_it_meanwhile(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(tiny_config(), tmp_path)
+    advice = made._advice
+
+    def lost() -> None:
+        raise LostProcess("process 0 lost another one (a test)")
+
+    def terminated(resume: str, restart: str) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advice(resume, restart)
+
+    after(3, made, lost)
+    monkeypatch.setattr(made, "_advice", terminated)
+    with pytest.raises(LostProcess, match=r"lost another one \(a test\) after step 2: there is no checkpoint yet"):
+        made.train(quiet)
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

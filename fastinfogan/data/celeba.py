@@ -124,6 +124,8 @@ def of_split(names: Sequence[str], split: Split, partition: Path) -> list[str]:
 
 def _factors(folder: Path, names: list[str]) -> Factors | None:
     """What is known of the images ``names`` (``NNNNNN.jpg``, numbered from 1); exact values before attributes."""
+    attributes = folder / ATTRIBUTES
+    described = attribute_factors(attributes, names) if attributes.is_file() else None
     if (folder / FILE).is_file():
         factors = read_factors(folder / FILE)
         numbers = [int(stem) - 1 if (stem := PurePosixPath(name).stem).isdigit() else -1 for name in names]
@@ -133,8 +135,7 @@ def _factors(folder: Path, names: list[str]) -> Factors | None:
                 f"render the set again, or delete {FILE}"
             )
         return factors.rows(numbers)
-    attributes = folder / ATTRIBUTES
-    return attribute_factors(attributes, names) if attributes.is_file() else None
+    return described
 
 
 _MARKS = frozenset({"-1", "1"})
