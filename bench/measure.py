@@ -43,13 +43,10 @@ def announce(device: str | torch.device, *packages: str) -> dict[str, str]:
 
 def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str]:
     """What the figures were measured on: device, processor, cores, versions, commit."""
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     device = torch.device(device)
     columns = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": processor(Path("/proc/cpuinfo").read_text()),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
         "commit": _commit(),
@@ -60,6 +57,18 @@ def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str
         except PackageNotFoundError:
             columns[package] = "not installed"
     return columns
+
+
+def processor(cpuinfo: str) -> str:
+    """The processor that ``/proc/cpuinfo`` tells of, with its family and model where its name is of many."""
+    lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    told: dict[str, str] = {}
+    for key, value in lines:
+        told.setdefault(key.strip(), value.strip())  # of the first core
+    name = told.get("model name") or platform.processor()
+    if any(character.isdigit() for character in name) or "cpu family" not in told:
+        return name
+    return f"{name} (family {told['cpu family']}, model {told['model']})"
 
 
 def machine_name(row: Mapping[str, Any]) -> str:

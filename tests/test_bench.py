@@ -187,6 +187,18 @@ def test_the_floor_of_a_network_small_enough_to_count_by_hand() -> None:
     assert Work(flops=100, bytes=30).seconds(flop_rate=50, byte_rate=10) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("AMD EPYC", "AMD EPYC (family 26, model 2)"),  # of whatever generation, in a virtual machine
+        ("Intel(R) Xeon(R) Platinum 8481C", "Intel(R) Xeon(R) Platinum 8481C"),
+    ],
+)
+def test_a_processor_whose_name_is_that_of_many_is_told_by_its_family(name: str, shown: str) -> None:
+    core = f"cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: {name}\n\n"
+    assert measure.processor(core + core.replace("26", "25")) == shown
+
+
 def test_a_stopwatch_adds_the_calls_of_a_phase_and_starts_anew_when_read() -> None:
     class Slow(torch.nn.Module):
         def forward(self) -> int:

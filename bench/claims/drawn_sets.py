@@ -117,7 +117,8 @@ CLAIMS = {
         question="Figure 6: do ten categorical codes take up attributes of faces?",
         protocol=(
             "Cartoon faces in CelebA's layout, drawn by the project: they are not CelebA. DCI, modularity and "
-            "FactorVAE of Q's posteriors against the attributes, on images that no predictor was fitted on."
+            "FactorVAE of Q's posteriors against the factors that they were drawn from, on images that no predictor "
+            "was fitted on."
         ),
         variants={
             "the paper's": _CELEBA,
@@ -137,8 +138,10 @@ CLAIMS = {
             "Networks, learning rates, weights and spectral norm of Lin et al. 2020, but for the order of norm and "
             "activation and two leaky ReLUs in G. Sprites of three shapes, six scales, 40 angles and 32 x 32 places as "
             "in dSprites, drawn by the project: 40,000 of the 737,280, and a hundredth or a sixteenth of their 322,000 "
-            "iterations. "
-            "Published for dSprites: InfoGAN FactorVAE .82, DCI .60, MIG .22 (50 runs), InfoGAN-CR .88, .71, .37."
+            "iterations. Published for dSprites: InfoGAN FactorVAE .82, DCI .60, MIG .22 (50 runs), InfoGAN-CR .88, "
+            ".71, .37. Their code scores FactorVAE on the votes that fix its map, and has DCI predict the shape as "
+            "a number and the orientation as a plain angle; here nothing is fitted on the images that are scored, the "
+            "shape is a class and the angle a cosine and a sine."
         ),
         variants={
             "Lin et al.'s weight, 0.05": replace(PRESETS["dsprites"], iterations=3000),

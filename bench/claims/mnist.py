@@ -38,7 +38,7 @@ _REPRESENTATIONS = ("Q's trunk", "Q's codes", "pixels", "PCA")
 
 _CATEGORIES = (
     "Error of argmax Q(c1|x): values matched to labels one to one on the training images, counted on the test images; "
-    "batch-norm statistics of 10,000 training images; test labels chose nothing."
+    "batch-norm statistics of 10,000 training images; test labels chose nothing in a run."
 )
 _STROKES = (
     "Slant and width: the largest absolute rank correlation of either continuous code with them, within a category, on "
