@@ -197,6 +197,35 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (
+            "mnist",
+            {
+                "continuous_weight": 0.1, "categorical_weight": 1.0, "fixed_std": False, "q_share": 0.0, "rivals": 7,
+                "invariance": 4.0, "lr_d": 5e-4, "lr_g": 1e-3, "decay": 1.0, "iterations": 1000, "batch": 128,
+            },
+        ),
+        ("mnist-paper", {"fixed_std": True, "rivals": 0, "decay": 0.0, "spectral_norm": False, "batch": 128}),
+        (  # Lin et al. 2020
+            "dsprites",
+            {
+                "fixed_std": True, "spectral_norm": True, "continuous_weight": 0.05, "batch": 64, "lr_d": 2e-3,
+                "lr_g": 1e-3, "noise": 5, "codes": ("uniform:5",), "rivals": 0,
+            },
+        ),
+        ("folder", {"spectral_norm": True, "fixed_std": False, "tables": "celeba", "gray": False}),
+        ("faces", {"gray": True, "fixed_std": False, "spectral_norm": False, "invert": False}),
+        ("chairs", {"gray": True, "fixed_std": False, "spectral_norm": False, "invert": False}),
+    ],
+)  # fmt: skip
+def test_a_preset_has_what_the_readme_says_of_it(name: str, values: dict[str, Any]) -> None:
+    """Each value written out once more: a slip in a preset would train something else under its name."""
+    config = preset(name)
+    assert {field: getattr(config, field) for field in values} == values
+
+
 def test_every_data_set_is_its_own_preset() -> None:
     assert all(preset(name).dataset == name for name in DATASETS)
 

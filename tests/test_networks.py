@@ -12,7 +12,7 @@ from torch import nn
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.codes import Code
 from fastinfogan.errors import UserError
-from fastinfogan.networks import TABLES, Discriminator, Generator, Tables, build, fc, up
+from fastinfogan.networks import TABLES, Block, Discriminator, Generator, Layer, Tables, build, conv, fc, up
 from fastinfogan.ops.philox import seed32
 
 SPECS: dict[str, LatentSpec] = {
@@ -266,6 +266,31 @@ def test_spectral_norm_takes_the_place_of_batch_norm_in_d_and_q() -> None:
     for layer in layers:
         largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
         assert largest.item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_an_evaluation_moves_no_vector_of_the_spectral_norm() -> None:
+    _, discriminator = build(replace(TABLES["celeba"], spectral=True), SPECS["celeba"], seed=0)
+    discriminator.eval()
+    before = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+    discriminator(torch.rand(2, 3, 32, 32))
+    assert before and all(torch.equal(buffer, before[name]) for name, buffer in discriminator.named_buffers())
+    discriminator.train()(torch.rand(2, 3, 32, 32))
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in discriminator.named_buffers())
+
+
+@pytest.mark.parametrize(("layer", "before"), [(conv(1, stride=1), 1), (up(1, stride=1), 2)])
+def test_a_kernel_of_four_at_stride_1_has_uneven_zeros_around(layer: Layer, before: int) -> None:
+    """As TensorFlow's SAME: a convolution one before, its transpose two, so that its first tap is so far back."""
+    block = Block(layer, (1, 5), "relu")  # of values above 0
+    with torch.no_grad():
+        for weight in block.parameters():
+            weight.zero_()
+        block.linear.weight[0, 0, 0, 0] = 1.0
+        image = torch.rand(1, 1, 5, 5)
+        moved = block(image)
+    expected = torch.zeros(1, 1, 5, 5)
+    expected[..., before:, before:] = image[..., : 5 - before, : 5 - before]
+    torch.testing.assert_close(moved, expected)
 
 
 @pytest.mark.parametrize("codes", [(), (Categorical(3),), (Uniform(2), Categorical(2), Categorical(64))])

@@ -214,6 +214,20 @@ def test_networks_are_not_shared_between_the_phases_optimisers() -> None:
 
 
 @pytest.mark.parametrize("trunk_mi", [True, False])
+def test_with_std_fixed_g_learns_the_same_whatever_the_log_std_says(trunk_mi: bool) -> None:
+    found = []
+    for log_std in (0.0, -3.0):
+        game = Game(Objective(fixed_std=True, trunk_mi=trunk_mi))
+        with torch.no_grad():
+            game.discriminator.recognition_head[-1].linear.bias[4] = log_std
+        game.g_phase.optimiser.step = lambda *_, **__: None  # type: ignore[method-assign]
+        statistics = game.g_phase.update(game.fakes, game.latents)
+        found.append([statistics, *(weight.grad for weight in game.generator.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert one is not None and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("trunk_mi", [True, False])
 def test_with_std_fixed_nothing_teaches_the_log_std(trunk_mi: bool) -> None:
     game = Game(Objective(fixed_std=True, trunk_mi=trunk_mi))
     for phase in (game.d_phase, game.g_phase):
