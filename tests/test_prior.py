@@ -16,6 +16,7 @@ from fastinfogan import Categorical, Latents, LatentSpec, Uniform, checkpoint, e
 from fastinfogan.config import PRESETS, TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.invariance import PRIOR_PULL, PRIOR_TEMPERATURE, leaning
+from fastinfogan.metrics.clustering import UNMATCHED
 from fastinfogan.metrics.images import generated
 from fastinfogan.metrics.information import information_bound
 from fastinfogan.networks import build
@@ -268,7 +269,8 @@ def test_evaluate_lists_the_learnt_frequencies(imbalanced: tuple[Path, tuple[flo
     assert judged["entropies"] == pytest.approx({"c1": entropy, "c2": math.log(2), "c3": math.log(2)}, abs=1e-5)
     assert "learnt frequencies of the values, %:\n  c1      55.0   5.0" in ended.out
     (found,) = judged["clusterings"].values()
-    assert "  label " + "".join(f"{label:>6}" for label in found["matching"]) in ended.out
+    labels = ("-" if label == UNMATCHED else str(label) for label in found["matching"])
+    assert "  label " + "".join(f"{label:>6}" for label in labels) in ended.out
 
 
 def test_generate_draws_from_the_learnt_prior(
