@@ -431,10 +431,7 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield caught
     except LostProcess:
-        restore()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        before[signal.SIGTERM] = signal.SIG_IGN
         raise
-    except BaseException:
+    finally:
         restore()
-        raise
-    restore()
