@@ -11,7 +11,8 @@ get in the way of a captured graph. An all-reduce of one tensor is a single node
 transfer behind the backward pass, is small here: bytes and times in ``bench/NOTES.md``.
 
 What the host needs to agree on (a signal, the run's folder) goes through gloo on every device, so that nothing waits
-for a GPU.
+for a GPU. There is one group, and nothing of ours refers to it: it ends where the run does. A thread of gloo's that
+outlived it would let go of its last tensor while the interpreter ends, and bring the process down (torch 2.13).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -54,13 +55,12 @@ def _collective() -> Iterator[None]:
 class Ranks:
     """This process among those that train together; alone by default.
 
-    rank: 0 .. world - 1 over all machines; local: number on this machine. control: the host's group.
+    rank: 0 .. world - 1 over all machines; local: number on this machine.
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
-    control: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -111,8 +111,7 @@ class Ranks:
         if self.world == 1:
             return here
         flag = torch.tensor([here], dtype=torch.int32)
-        with _collective():
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control)
+        _all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
     def from_first(self, value: Value) -> Value:
@@ -121,7 +120,7 @@ class Ranks:
             return value
         box = [value]
         with _collective():
-            dist.broadcast_object_list(box, src=0, group=self.control)
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def take_from_first(self, tensors: list[torch.Tensor]) -> None:
@@ -137,15 +136,14 @@ class Ranks:
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first process of each machine goes first, and the others then find done what it did: a download, say."""
-        if self.world > 1 and self.local:
-            self._wait()
+        if self.local:
+            self._meet()
         yield
-        if self.world > 1 and not self.local:
-            self._wait()
+        if not self.local:
+            self._meet()
 
-    def _wait(self) -> None:
-        with _collective():
-            dist.barrier(group=self.control)
+    def _meet(self) -> None:
+        self.any(False)  # and not dist.barrier, which waits for the device
 
 
 ALONE = Ranks()
@@ -176,13 +174,16 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     with _collective():
         meeting = {"store": _store(rank, world), "rank": rank, "world_size": world}
         if chosen.type == "cuda":
-            dist.init_process_group("nccl", device_id=chosen, **meeting)
-            control = dist.new_group(backend="gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **meeting)
         else:
             dist.init_process_group("gloo", **meeting)
-            control = dist.group.WORLD
-    yield Ranks(rank, world, local, control), chosen
-    dist.destroy_process_group()  # not after an exception: it would wait for processes that are gone
+    ended = False
+    try:
+        yield Ranks(rank, world, local), chosen
+        ended = True
+    finally:
+        if ended or chosen.type == "cpu":  # after an exception NCCL would wait for processes that are gone
+            dist.destroy_process_group()
 
 
 def _store(rank: int, world: int) -> Any:

@@ -149,6 +149,12 @@ def test_a_run_resumed_on_two_processes_is_the_unbroken_one(two: Two) -> None:
                 assert torch.equal(found["resumed"][name], tensor), name
 
 
+def test_a_group_that_has_been_left_has_no_threads(two: Two) -> None:
+    """One that lets go of a tensor while the interpreter ends aborts the process; the trainers are still there."""
+    during, after = two[1][0]["threads of the group, and left of it"]
+    assert during > 0 and after == 0
+
+
 def test_a_lost_process_is_told_with_the_checkpoint_that_goes_on(two: Two) -> None:
     folder, (first, _) = two
     assert first["lost"].startswith("process 0 lost another one (")
