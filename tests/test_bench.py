@@ -223,6 +223,15 @@ def test_every_phase_of_every_contestant_is_seen() -> None:
 
 
 @pytest.mark.usefixtures("tiny_networks")
+@pytest.mark.parametrize("name", TABLES)
+def test_ours_has_the_objective_that_the_row_names(name: str) -> None:
+    trainer = field(name, 8, CPU)["fastinfogan fp32"]().trainer  # type: ignore[attr-defined]
+    quick = name == "quick-start"
+    assert bool(trainer.config.invariance) is bool(trainer.config.rivals) is quick
+    assert trainer.config.fixed_std is not quick
+
+
+@pytest.mark.usefixtures("tiny_networks")
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_contestant_whose_capture_was_refused_is_known(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     contestant = field("mnist", 2, torch.device("cpu"), images=4)["fastinfogan fp32"]()
@@ -316,7 +325,7 @@ def test_memory_is_the_high_water_mark_of_a_process_alone() -> None:
     [
         (
             ["--presets", "mnits"],
-            "--presets takes any of mnist, celeba, celeba-64, svhn, faces, chairs, dsprites, got 'mnits'",
+            "--presets takes any of mnist, celeba, celeba-64, svhn, faces, chairs, dsprites, quick-start, got 'mnits'",
         ),
         (["--batches", "1"], "--batches takes numbers from 2 to 4,096, got 1"),
     ],

@@ -105,6 +105,7 @@ def test_evaluation_json_holds_what_the_table_shows_and_more(finished: tuple[Pat
     right = sum(confusion[label, value] for value, label in enumerate(found["matching"]) if label != UNMATCHED)
     assert found["error"] == pytest.approx(1 - right / 40)
     assert f"error {found['error']:6.2%}" in ended.out
+    assert "\n".join(judged["table"]) in ended.out and "test labels chose nothing" in "".join(judged["table"])
 
 
 def test_evaluate_repeats_the_evaluation_of_the_run(copied: Path, command: Command) -> None:

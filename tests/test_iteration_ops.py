@@ -176,10 +176,7 @@ def test_the_report_has_a_row_per_preset_and_gpu_with_a_floor_and_no_measurement
     assert len(rows) == 8 * 2 * len(GPUS)
     for row in rows:
         assert row["kind"] == "model, not measured" and row["measured_eager_us"] == row["measured_graph_us"] == ""
-        command = "python -m fastinfogan.train --dataset mnist --batch 8 --amp"
-        if row["preset"] != "quick start":
-            command = f"python -m bench step --presets {row['preset']} --batches 8 --device cuda"
-        assert row["measure_with"] == command
+        assert row["measure_with"] == f"python -m bench step --presets {row['preset']} --batches 8 --device cuda"
         gpu, dtype = GPUS[row["gpu"]], torch.bfloat16 if row["format"] == "bf16" else torch.float32
         longer = max(float(row["gflop"]) * 1e9 / gpu.flops[dtype], float(row["mbyte"]) * 1e6 / gpu.bandwidth)
         assert float(row["floor_us"]) == pytest.approx(longer * 1e6, rel=2e-3)

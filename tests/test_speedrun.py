@@ -308,8 +308,8 @@ def test_a_seed_that_did_not_arrive_counts_as_the_last() -> None:
         ended([("30.0", "not reached"), ("10.0", "50.0"), ("20.0", "not reached")])
     )
     assert machine == "on a processor, 2 cores:"
-    assert to_10.split(maxsplit=2)[2] == "3 of 3   10.0 / 20.0 / 30.0"
-    assert to_5.split(maxsplit=2)[2] == "1 of 3   50.0 / not reached / not reached"
+    assert to_10.split(maxsplit=2)[2] == "3 of 3   10.0 / 20.0 / 20.0 / 30.0 / 30.0"
+    assert to_5.split(maxsplit=2)[2] == "1 of 3   50.0 / not reached / not reached / not reached / not reached"
 
 
 def test_runs_of_different_machines_are_not_mixed() -> None:

@@ -70,12 +70,12 @@ class Evaluation:
         return {name: self.information[name] / h if h else math.nan for name, h in self.entropies.items()}
 
     def write(self, path: Path) -> None:
-        """As JSON, with everything that the table leaves out.
+        """As JSON: everything that the table leaves out, and the table, which has the protocol.
 
         Raises:
             UserError: the file cannot be written.
         """
-        content = asdict(self) | {"information_shares": self.information_shares}
+        content = asdict(self) | {"information_shares": self.information_shares, "table": self.table().splitlines()}
         try:
             write_whole(path, f"{json.dumps(_finite(content), indent=2)}\n".encode())
         except OSError as error:
