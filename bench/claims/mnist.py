@@ -28,6 +28,7 @@ ARI = Number("clusterings/c1/ari", "ARI")
 INFORMATION = Number("information/c1", "I(c1), nats")
 # Each machine trains the feature network for itself; the distance between real images tells the networks apart.
 FID = Number("samples/fid", "FID-mnistnet-10k", alike="samples/floor_fid")
+KID = Number("samples/kid/distance", "KID-mnistnet-10k", alike="samples/floor_fid")
 _MANIFOLDS = tuple(
     Number(f"samples/manifolds/{name}", name, alike="samples/floor_fid") for name in ("precision", "recall")
 )
@@ -67,7 +68,7 @@ def _draw_probe(rows: Sequence[Row], _: Sequence[Row]) -> Figure:
 
 _OBJECTIVE = replace(PAPER, iterations=2000)
 _STROKE_FACTORS = ("strokes/slant", "strokes/width")
-_DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, *_MANIFOLDS, SLANT, WIDTH)
+_DIGIT_NUMBERS = (ERROR, NMI, ARI, INFORMATION, FID, KID, *_MANIFOLDS, SLANT, WIDTH)
 _INVARIANCE = Claim(
     question="Beyond the paper: do categories that outlive small warps of real images become digits?",
     protocol=(
