@@ -26,6 +26,7 @@ from fastinfogan.data import BatchPlan, Decoded, ResidentBatches
 from fastinfogan.distributed import ALONE, LostProcess, Ranks, SynchronisedNorm, joined, synchronise_norms
 from fastinfogan.precision import Precision
 from fastinfogan.run_directory import RunDirectory
+from fastinfogan.run_metrics import Metrics
 from fastinfogan.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -137,19 +138,29 @@ def averages(ranks: Ranks) -> list[torch.Tensor]:
     return tensors
 
 
-def interrupted(folder: Path, ranks: Ranks) -> tuple[int, int | None]:
-    """Process 1 alone gets a signal, in its third iteration."""
+def interrupted(folder: Path, ranks: Ranks) -> tuple[int, int | None, torch.Tensor]:
+    """Process 1 alone gets a signal, in its third iteration; what that adds to this process's sums of statistics."""
     made = trainer(CONFIG, folder / "interrupted", ranks)
-    iterate = made.iteration
+    iterate, seen = made.iteration, torch.empty(0)
 
     def iteration(step: int) -> None:
+        nonlocal seen
         iterate(step)
-        if step == 2 and ranks.rank == 1:
-            signal.raise_signal(signal.SIGTERM)
+        if step == 2:
+            seen = made.metrics.sums.clone()
+            if ranks.rank == 1:
+                signal.raise_signal(signal.SIGTERM)
 
     made.iteration = iteration  # type: ignore[method-assign]
     stopped = made.train(lambda _: None)
-    return stopped.step, None if stopped.signal is None else int(stopped.signal)
+    return stopped.step, None if stopped.signal is None else int(stopped.signal), seen
+
+
+def not_finite(ranks: Ranks) -> tuple[str, int] | None:
+    """What both are told where process 0 had it at step 7 and process 1 at step 5."""
+    metrics = Metrics(["a", "b"], CPU, ranks)
+    metrics.add([6, 4][ranks.rank], torch.tensor([1.0, math.nan]))
+    return metrics.first_not_finite()
 
 
 def resumed(folder: Path, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -204,6 +215,7 @@ def main(folder: Path) -> None:
         for name, changes in OBJECTIVES.items():
             found[name] = curve(trainer(replace(CONFIG, **changes), folder / name.replace(" ", "-"), ranks))
         found["interrupted"] = interrupted(folder, ranks)
+        found["not finite"] = not_finite(ranks)
         found["resumed"] = resumed(folder, ranks)
         found["unbroken"] = (whole := trainer(CONFIG, folder / "unbroken", ranks)) and whole.train(lambda _: None).step
         found["unbroken state"] = whole.state()

@@ -26,7 +26,9 @@ import fastinfogan
 from fastinfogan import checkpoint, evaluate, figures, generate, train
 from fastinfogan.config import TrainConfig, read_config
 from fastinfogan.data import BatchPlan
+from fastinfogan.errors import UserError
 from fastinfogan.metrics.clustering import UNMATCHED
+from fastinfogan.ops import selfcheck
 from fastinfogan.run_directory import RunDirectory, new_folder
 from fastinfogan.trainer import Trainer
 
@@ -56,6 +58,17 @@ def test_a_run_writes_all_that_it_promises(finished: tuple[Path, Outcome]) -> No
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
         "step-00000004.safetensors", "step-00000006.safetensors",
     ]  # fmt: skip
+
+
+def test_the_ops_are_checked_on_the_device_before_anything_is_written(
+    tmp_path: Path, tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trust(device: torch.device) -> None:
+        raise UserError(f"asked about {device.type}")
+
+    monkeypatch.setattr(selfcheck, "trust", trust)
+    ended = command(train, *tiny_flags, "--run-dir", tmp_path / "run")
+    assert ended.code == 2 and "asked about cpu" in ended.err and not (tmp_path / "run").exists()
 
 
 def test_tensorboard_shows_what_metrics_jsonl_holds(finished: tuple[Path, Outcome]) -> None:

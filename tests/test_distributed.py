@@ -134,11 +134,24 @@ def test_processes_agree_on_the_host(two: Two) -> None:
 
 def test_a_signal_to_one_process_ends_all_after_the_same_iteration_and_saves_once(two: Two) -> None:
     folder, found = two
-    assert [one["interrupted"] for one in found] == [(3, signal.SIGTERM)] * 2
+    assert [one["interrupted"][:2] for one in found] == [(3, signal.SIGTERM)] * 2
     saved = sorted(path.name for path in (folder / "interrupted" / "checkpoints").iterdir())
     assert saved == ["step-00000003.safetensors", "step-00000006.safetensors"]  # then it was resumed
     lines = [json.loads(line) for line in (folder / "interrupted" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]  # by one process
+
+
+def test_a_value_that_is_not_finite_in_any_process_is_told_in_all(two: Two) -> None:
+    assert [found["not finite"] for found in two[1]] == [("b", 5)] * 2
+
+
+def test_a_checkpoint_between_two_readings_has_the_statistics_of_all_processes(two: Two) -> None:
+    """It is saved after step 3, of readings every 2; process 0, which writes it, saw half of the rows."""
+    folder, found = two
+    sums = checkpoint.load(folder / "interrupted" / "checkpoints" / "step-00000003.safetensors").part("metrics")["sums"]
+    of_each = [one["interrupted"][2] for one in found]
+    assert not torch.equal(*of_each)
+    torch.testing.assert_close(sums, sum(of_each) / 2)
 
 
 def test_a_run_resumed_on_two_processes_is_the_unbroken_one(two: Two) -> None:

@@ -130,6 +130,14 @@ def test_the_prior_goes_a_share_of_the_way_to_the_mean_posterior_of_real_images(
         torch.testing.assert_close(prior.probabilities()[code], 0.75 * was + 0.25 * seen)
 
 
+def test_a_prior_needs_some_three_hundred_iterations_to_come_two_thirds_of_the_way() -> None:
+    spec = LatentSpec(1, (Categorical(2),), learn_prior=True)
+    prior, sure = LearnedPrior(spec), torch.tensor([[99.0, 0.0]])
+    for _ in range(300):
+        prior.follow(sure)
+    assert 0.55 < (prior.frequencies[0].item() - 0.5) / 0.5 < 0.7
+
+
 def test_following_is_expectation_maximisation_of_a_mixtures_weights() -> None:
     """Samples of three overlapping Gaussians, Q their true posterior under the current weights: it finds the truth."""
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig
@@ -70,6 +71,16 @@ def test_metrics_are_written_anew_only_where_a_line_goes(logged: Path, tiny_conf
     assert (logged / "metrics.jsonl").stat().st_mtime == 0
     begun(logged, tiny_config(), 38).close()
     assert (logged / "metrics.jsonl").stat().st_mtime > 0 and steps(logged) == list(range(2, 39, 2))
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_does_again(logged: Path, tiny_config: MakeConfig) -> None:
+    run = begun(logged, tiny_config(), 36)
+    for step in (38, 40):
+        run.log(step, {"loss/d": -1.0})
+    run.close()
+    shown = EventAccumulator(str(logged)).Reload().Scalars("loss/d")
+    assert [event.step for event in shown] == list(range(2, 41, 2))
+    assert [event.value for event in shown][-3:] == [12.0, -1.0, -1.0]
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 300 + b"\n", b'{"step": 4, "lo\n', b"\xff\xfe\n"])

@@ -95,6 +95,15 @@ def test_the_norm_is_one_once_the_iteration_has_settled() -> None:
         assert norm.item() == pytest.approx(1.0, abs=1e-6)
 
 
+def test_the_norm_is_nearly_one_from_the_start() -> None:
+    """After five steps it would be up to 1.3."""
+    for seed in range(10):
+        layers = made(seed)
+        normed(layers, seed)
+        for layer in layers:
+            assert 1.0 <= torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2) + 1e-9 < 1.05
+
+
 def test_in_evaluation_the_vectors_stay_and_sigma_is_the_present_weights() -> None:
     layers = made(2)
     norms = normed(layers)

@@ -165,7 +165,8 @@ def norm_act_backward(
     gain = None if gain is None else floats(gain)
     rows, columns = x.shape
     x_gradient = torch.empty_like(x)
-    gain_gradient, bias_gradient = torch.empty((2, columns), dtype=torch.float32)
+    # Results of an op share no storage.
+    gain_gradient, bias_gradient = (torch.empty(columns, dtype=torch.float32) for _ in range(2))
     _C.norm_act_backward(
         groups,
         rows // groups,
