@@ -331,9 +331,9 @@ def test_the_layers_are_whole_torch_ops(backend: str) -> None:
     torch.library.opcheck(ops.convolve_gradient.default, (images.detach(), small.detach(), 2, 1, backend))
     x, bias, gain = torch.randn(6, 3, requires_grad=True), torch.randn(3), torch.randn(3, requires_grad=True)
     torch.library.opcheck(ops.norm_act.default, (x, bias, gain, 0.1, 2, 1e-5, backend))
-    for given in (gain.detach(), None):
-        y, mean, variance = ops.norm_act(x.detach(), bias, given, 0.1, 2, 1e-5, backend)
-        of_norm = (y, x.detach(), bias, given, mean, variance, 0.1, 2, 1e-5, backend)
+    for scale in (gain.detach(), None):
+        y, mean, variance = ops.norm_act(x.detach(), bias, scale, 0.1, 2, 1e-5, backend)
+        of_norm = (y, x.detach(), bias, scale, mean, variance, 0.1, 2, 1e-5, backend)
         torch.library.opcheck(ops.norm_act_backward.default, of_norm)
     weights, gradients, firsts, seconds = ([torch.ones(3), torch.ones(2)] for _ in range(4))
     copies, steps = [torch.ones(3).bfloat16(), torch.empty(0).bfloat16()], [torch.zeros(()), torch.zeros(())]
