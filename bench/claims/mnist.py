@@ -13,6 +13,7 @@ from bench.claims.claim import Claim, Number, Row
 from bench.claims.report import bands, dotted, values
 from fastinfogan.config import PRESETS
 from fastinfogan.metrics.evaluation import Group
+from fastinfogan.metrics.features import NAMES
 from fastinfogan.metrics.probe import LABELS
 
 PAPER, QUICK_START, FASHION = PRESETS["mnist-paper"], PRESETS["mnist"], PRESETS["fashion-mnist"]
@@ -26,9 +27,17 @@ ERROR = Number("clusterings/c1/error", "test error", percent=True)
 NMI = Number("clusterings/c1/nmi", "NMI")
 ARI = Number("clusterings/c1/ari", "ARI")
 INFORMATION = Number("information/c1", "I(c1), nats")
-# Each machine trains the feature network for itself; the distance between real images tells the networks apart.
-FID = Number("samples/fid", "FID-mnistnet-10k", alike="samples/floor_fid")
-KID = Number("samples/kid/distance", "KID-mnistnet-10k", alike="samples/floor_fid")
+
+
+def _distances(network: str) -> tuple[Number, Number]:
+    """FID and KID. Each machine trains ``network`` for itself; the distance between real images tells them apart."""
+    return (
+        Number("samples/fid", f"FID-{network}-10k", alike="samples/floor_fid"),
+        Number("samples/kid/distance", f"KID-{network}-10k", alike="samples/floor_fid"),
+    )
+
+
+FID, KID = _distances(NAMES["mnist"])
 _MANIFOLDS = tuple(
     Number(f"samples/manifolds/{name}", name, alike="samples/floor_fid") for name in ("precision", "recall")
 )
@@ -163,8 +172,8 @@ CLAIMS = {
         protocol=_CATEGORIES,
         variants={"quick start": FASHION, "the paper's": replace(PAPER, dataset="fashion-mnist", iterations=5000)},
         seeds=(0, 1, 2),
-        groups=("information", "clustering"),
-        numbers=(ERROR, NMI, ARI, INFORMATION),
+        groups=("information", "clustering", "samples"),
+        numbers=(ERROR, NMI, ARI, INFORMATION, *_distances(NAMES["fashion-mnist"]), *_MANIFOLDS),
         draw=dotted([ERROR, NMI, INFORMATION]),
     ),
     "probe": Claim(
