@@ -8,6 +8,7 @@ steps), so the step restores it. safetensors holds numbers only: a checkpoint fr
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fastinfogan.networks import Discriminator, Generator, build
 
 FOLDER = "checkpoints"
 _FORMAT = "fastinfogan-1"
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of each weight
 
 
@@ -90,14 +92,15 @@ def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch
         _sync_folder(folder)
     except OSError as error:
         last = newest(run_dir)
-        kept = f"the checkpoint before it, {last}, is intact" if last else "there is no earlier checkpoint"
+        kept, remedy = "there is no earlier checkpoint", "start again"
+        if last:
+            kept, remedy = f"the checkpoint before it, {last}, is intact", f"resume with --resume {run_dir}"
         raise UserError(
-            f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and "
-            f"resume with --resume {run_dir}"
+            f"could not save step {step} to {path} ({error.strerror or error}); {kept}: free some space and {remedy}"
         ) from None
     remove_later(run_dir, step)
     left_by_a_crash = folder.glob("*.partial")
-    for one in (*_all(run_dir)[:-keep], *left_by_a_crash):
+    for one in (*list(_all(run_dir))[:-keep], *left_by_a_crash):
         one.unlink(missing_ok=True)
     return path
 
@@ -205,21 +208,23 @@ def _path(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"step-{step:08d}.safetensors"
 
 
-def _all(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / FOLDER).glob("step-*.safetensors"))
+def _all(run_dir: Path) -> dict[Path, int]:
+    """The checkpoints that training has named and the steps in their names, in order; others are the user's own."""
+    found = {path: _NAME.fullmatch(path.name) for path in (run_dir / FOLDER).glob("step-*.safetensors")}
+    steps = {path: int(name[1]) for path, name in found.items() if name}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
 def remove_later(run_dir: Path, step: int) -> None:
     """Remove the checkpoints below ``run_dir`` of steps after ``step``, which are what going back to it abandons."""
-    for path in _all(run_dir):
-        if path > _path(run_dir, step):
+    for path, of_path in _all(run_dir).items():
+        if of_path > step:
             path.unlink(missing_ok=True)
 
 
 def newest(run_dir: Path) -> Path | None:
     """The checkpoint of the highest step below ``run_dir``; None where there is none."""
-    paths = _all(run_dir)
-    return paths[-1] if paths else None
+    return next(reversed(_all(run_dir)), None)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,6 +21,8 @@ from fastinfogan.errors import UserError
 from fastinfogan.networks import TABLES, Tables, TablesName
 from fastinfogan.objective import Objective
 
+MOST_RIVALS = 1_000  # more take minutes to build, and learn nothing that fewer do not
+
 DatasetName = Literal["mnist", "fashion-mnist", "svhn", "celeba", "faces", "chairs", "dsprites", "folder"]
 
 
@@ -53,7 +55,7 @@ class TrainConfig:
     noise: int = 62
     """Columns of the incompressible noise z."""
     codes: tuple[str, ...] = ("cat:10", "uniform:2")
-    """The latent code, any mix of cat:K, uniform:N and gaussian:N."""
+    """The latent code, any mix of cat:K, uniform:N and gaussian:N; called c1, c2, ... with the categories first."""
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
     learn_prior: bool = False
@@ -151,6 +153,8 @@ class TrainConfig:
         for name in ("iterations", "log_every", "figure_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be 1 or more, got {getattr(self, name)}")
+        if self.iterations >= 1 << 63:
+            raise UserError(f"--iterations are counted in 64 bits, below 2**63, got {self.iterations}")
         if self.evaluate_every < 0:
             raise UserError(f"--evaluate-every must be 0 (never) or more, got {self.evaluate_every}")
         if self.batch < 2:
@@ -173,6 +177,8 @@ class TrainConfig:
             )
         if self.rivals < 0:
             raise UserError(f"--rivals is a number of heads, 0 or more, got {self.rivals}")
+        if self.rivals > MOST_RIVALS:
+            raise UserError(f"--rivals is a number of heads, {MOST_RIVALS} at most, got {self.rivals}")
         if self.rivals and not self.invariance:
             raise UserError(
                 f"--rivals {self.rivals} are judged by the invariance term: add --invariance 4, or leave out --rivals"

@@ -43,6 +43,8 @@ def main() -> None:
     command = tyro.cli(Evaluate, prog="python -m fastinfogan.evaluate")
     device = choose_device(command.device)
     groups = ALL if command.all else command.groups
+    if not groups:
+        raise UserError(f"--groups names what to measure, got nothing: choose of {' '.join(ALL)}, or leave it out")
     if command.inception is not None and "samples" not in groups:
         raise UserError(f"--inception {command.inception} judges samples: add --groups samples, or --all")
     features = None if command.inception is None else inception(command.inception, device)

@@ -6,6 +6,7 @@ over its values, a continuous one from -2 to 2, wider than the [-1, 1] it was tr
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastinfogan import ops
 from fastinfogan.codes import LatentSpec
+from fastinfogan.files import write_whole
 from fastinfogan.metrics.images import as_pixels
 from fastinfogan.networks import Generator
 from fastinfogan.ops import unpack_codes
@@ -107,6 +109,21 @@ def grid(
     return framed
 
 
+def save(picture: Image.Image, path: Path) -> None:
+    """Write ``picture`` in the format that the suffix of ``path`` names; on a full disk nothing of it stays.
+
+    Raises:
+        OSError, ValueError: it cannot be written, or there is no such format.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"unknown file extension: {path.suffix}")
+    content = io.BytesIO()
+    picture.save(content, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.getvalue())
+
+
 def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
     """Mutual information of each code in nats against iterations, its ceiling H(c) dashed: the paper's Figure 1.
 
@@ -124,7 +141,8 @@ def curves_figure(metrics: Path, spec: LatentSpec) -> Figure:
         else:
             axes.axhline(entropy, color=line.get_color(), linestyle="--", linewidth=0.8)
     axes.set(xlabel="iteration", ylabel="mutual information bound, nats (dashed: H(c))")
-    axes.legend()
+    if spec.names:
+        axes.legend()
     return figure
 
 

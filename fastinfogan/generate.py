@@ -19,6 +19,8 @@ from fastinfogan.networks import Generator
 from fastinfogan.ops import pack_codes, selfcheck, unpack_codes
 from fastinfogan.precision import choose_device
 
+MOST_IMAGES = 100_000  # as one picture
+
 
 @dataclass(frozen=True)
 class Generate:
@@ -107,13 +109,17 @@ def draw(
 def main() -> None:
     """The command."""
     command = tyro.cli(Generate, prog="python -m fastinfogan.generate")
-    if command.count < 1:
-        raise UserError(f"--count must be 1 or more, got {command.count}")
+    if not 1 <= command.count <= MOST_IMAGES:
+        raise UserError(f"--count must be 1 or more and at most {MOST_IMAGES:,}, got {command.count}")
+    if not 0 <= command.seed < 1 << 64:
+        raise UserError(f"--seed must be 0 to 2**64 - 1, got {command.seed}")
     if command.what == "traversals" and command.set:
         raise UserError("--set does not go with traversals, which run every code over its values: drop one of them")
     device = choose_device(command.device)
     selfcheck.trust(device)
     saved, spec, generator, _ = checkpoint.load_networks(command.run, device)
+    if command.what == "traversals" and not spec.names:
+        raise UserError(f"--what traversals runs along codes, and {command.run} was trained without any: draw samples")
     pictures = draw(command, generator, spec, saved.config.network_tables.image_range)
     folder = saved.run_dir / "figures"
     for name, picture in pictures.items():
@@ -121,8 +127,7 @@ def main() -> None:
         if command.out is not None:
             path = command.out / f"{name}.png" if command.what == "traversals" else command.out
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            figures.save(picture, path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot write the picture {path} ({error}): choose another --out, ending in .png"

@@ -50,7 +50,7 @@ def choose_device(name: str) -> torch.device:
             raise UserError(
                 f"--device {name} asks for a GPU that is not here (torch sees {found}): choose --device cpu"
             )
-    elif device.type != "cpu":
+    elif name != "cpu":
         raise UserError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
     return device
 

@@ -92,7 +92,7 @@ class RunDirectory:
                 self._write_config()
 
     def begin(self) -> None:
-        """Make the folder this run's: a resumed one writes config.json anew and drops what is of later steps.
+        """Make the folder this run's: what is of later steps goes, and a resumed run writes config.json anew.
 
         To be called when nothing of what it goes on from can turn out to be damaged any more.
 
@@ -101,10 +101,10 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        if self.step:
-            with self._told():
+        with self._told():
+            if self.step:
                 self._write_config()
-                self._forget_later()
+            self._forget_later()  # of a new run too: one that died here before its first save may have left lines
         self._events = SummaryWriter(str(self.path), purge_step=self.step + 1)
 
     @contextmanager

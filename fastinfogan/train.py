@@ -182,8 +182,12 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         say(f"{len(split):,} images of {split.name}; writing to {run.path}")
         stopped = trainer.train()
         if stopped.signal is not None:
-            say(f"stopped and saved at step {stopped.step}; go on with: {_command(ranks)} --resume {run.path}")
+            rest = f"go on with: {_command(ranks)} --resume {run.path}"
+            if stopped.step == config.iterations:
+                rest = f"that was the last; judge it with: python -m fastinfogan.evaluate {run.path}"
+            say(f"stopped and saved at step {stopped.step}; {rest}")
         elif ranks.first:
+            say(f"saved at step {stopped.step}; now judging it, as python -m fastinfogan.evaluate {run.path} would")
             _finish(config, trainer, run)
             say(f"{time.perf_counter() - began:,.0f} s in all; look at {run.figures}/*-final.png")
     return stopped

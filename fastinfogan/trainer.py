@@ -256,6 +256,7 @@ class Trainer:
                 self.save()
             with self._writing():
                 self.evaluations.finish(tell)
+            stopped = stopped or self.ranks.any(bool(caught))  # in the last iteration, or while it was saved
         return Stopped(self.step, (caught or [signal.SIGTERM])[0] if stopped else None)
 
     def advance(self) -> int:

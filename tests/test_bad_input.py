@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,8 @@ FLAGS = [
     (["--lr-g", "-1e-3"], "--lr-g", "above 0, got -0.001"),
     (["--beta1", "1"], "--beta1", "below 1, got 1"),
     (["--iterations", "0"], "--iterations", "1 or more, got 0"),
+    (["--iterations", str(2**63)], "--iterations", "below 2**63, got 9223372036854775808"),
+    (["--rivals", "1001", "--invariance", "4"], "--rivals", "1000 at most, got 1001"),
     (["--batch", "0"], "--batch", "got 0"),
     (["--batch", "1"], "--batch", "2 or more, got 1"),
     (["--batch", "41"], "a batch of 41 is larger than the set of 40 images", "--batch 40 or less"),
@@ -69,6 +72,7 @@ FLAGS = [
     (["--seed", "-1"], "--seed", "got -1"),
     (["--device", "tpu"], "'tpu'", "choose auto, cpu, cuda or cuda:N"),
     (["--device", "mps"], "'mps'", "choose auto, cpu, cuda or cuda:N"),
+    (["--device", "cpu:5"], "'cpu:5'", "choose auto, cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "--device cuda:99", "choose --device cpu"),
     (["--tables", "celeba"], "fashion-mnist holds 28x28x1 images", "celeba networks take 32x32x3", "--tables mnist"),
     (["--tables", "chairs"], "fashion-mnist holds 28x28x1 images", "chairs networks take 64x64x1", "--tables mnist"),
@@ -273,7 +277,10 @@ GENERATE = [
     (["--set", "c2=inf"], "--set c2=inf: expected a number"),
     (["--set", "c2=1e39"], "--set c2=1e39: expected a number after c2=, -3.4e38 to 3.4e38", "'1e39'"),
     (["--set", "c2=-3.5e38"], "--set c2=-3.5e38: expected a number"),
-    (["--count", "0"], "--count must be 1 or more, got 0"),
+    (["--count", "0"], "--count must be 1 or more and at most 100,000, got 0"),
+    (["--count", "100001"], "--count must be 1 or more and at most 100,000, got 100001"),
+    (["--seed", "-1"], "--seed must be 0 to 2**64 - 1, got -1"),
+    (["--seed", str(2**64)], "--seed must be 0 to 2**64 - 1, got 18446744073709551616"),
     (["--what", "traversals", "--set", "c1=3"], "--set does not go with traversals", "drop one of them"),
     (["--out", "picture.what"], "cannot write the picture picture.what", "ending in .png"),
     (["--out", "/proc/none/picture.png"], "cannot write the picture /proc/none/picture.png", "--out"),
@@ -291,6 +298,31 @@ def test_generate_tells_what_it_cannot_draw(
     ended = command(generate, finished[0], "--device", "cpu", *flags)
     assert_told(ended, *parts)
     assert ended.err.count("\n") == 1
+
+
+def test_a_run_without_codes_has_no_traversals(tmp_path: Path, tiny_flags: list[str], command: Command) -> None:
+    plain = ["--codes", "--invariance", "0", "--rivals", "0", "--q-share", "1", "--run-dir", "run"]
+    assert command(train, *tiny_flags, *plain).code == 0
+    ended = command(generate, "run", "--what", "traversals")
+    assert_told(ended, "--what traversals runs along codes, and run was trained without any")
+
+
+def test_a_disk_that_is_full_keeps_the_picture_from_before(copied: Path, command: Command) -> None:
+    (copied / "picture.png").write_bytes(b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        ended = command(generate, copied, "--out", copied / "picture.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_told(ended, f"cannot write the picture {copied}/picture.png", "too large")
+    assert (copied / "picture.png").read_bytes() == b"before" and not list(copied.glob("*.partial"))
+
+
+def test_evaluate_does_not_write_over_what_is_known_with_nothing(copied: Path, command: Command) -> None:
+    before = (copied / "evaluation.json").read_bytes()
+    assert_told(command(evaluate, copied, "--groups"), "--groups names what to measure", "choose of information")
+    assert (copied / "evaluation.json").read_bytes() == before
 
 
 def test_evaluate_tells_that_the_set_is_absent(

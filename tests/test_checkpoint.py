@@ -125,8 +125,28 @@ def test_a_failed_save_leaves_the_previous_checkpoint_and_names_it(
 
 def test_a_failed_first_save_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_in(os, "fsync")(monkeypatch)
-    with pytest.raises(UserError, match=r"could not save step 1 .*No space left.*there is no earlier checkpoint"):
+    with pytest.raises(
+        UserError,
+        match=r"could not save step 1 .*No space left.*there is no earlier checkpoint: free some space and start again",
+    ):
         save(tmp_path, 1)
+
+
+def test_a_file_that_the_user_has_named_is_neither_the_newest_nor_removed(run: Path) -> None:
+    own = [run / "checkpoints" / f"step-{name}.safetensors" for name in ("best", "00000003-copy", "7")]
+    for path in own:
+        path.write_bytes(b"mine")
+    save(run, 6, keep=1)
+    checkpoint.remove_later(run, 0)
+    assert checkpoint.newest(run) is None and [path.read_bytes() for path in own] == [b"mine"] * 3
+
+
+def test_a_step_of_more_digits_is_later(run: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        newest = save(run, step)
+        assert checkpoint.newest(run) == newest
+    checkpoint.remove_later(run, 99_999_999)
+    assert listed(run) == ["step-99999999.safetensors"]
 
 
 @pytest.mark.parametrize(("module", "name"), [(os, "fsync"), (Path, "replace")])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastinfogan.commands import run_command
 from fastinfogan.data import __main__ as command
-from fastinfogan.data import mnist
+from fastinfogan.data import decode, mnist
 from fastinfogan.data.decode import Decoder
 from fastinfogan.data.render import NAMES
 
@@ -60,6 +60,46 @@ def test_check_lists_every_rejected_file(
         f"  {tmp_path}/photos/2.jpg: not an image" in said and f"  {tmp_path}/photos/4.jpg: the file is empty" in said
     )
     assert f"contact sheet: {sheet}" in said and sheet.is_file()
+
+
+def test_a_contact_sheet_is_no_image_of_the_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "photos", {f"{i}.jpg": photograph(i) for i in range(3)})
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "check", "folder", "--data", ".")
+    assert (
+        f"{folder}/folder-train.png would be one of the images of .: give --sheet elsewhere" in capsys.readouterr().err
+    )
+    (folder / "contact.png").write_bytes(photograph(3, kind="PNG"))
+    run(monkeypatch, "fetch", "folder", "--data", folder)
+    assert "folder: 4 training images" in capsys.readouterr().out  # a user's own
+    (folder / "render.json").write_text("{}")
+    run(monkeypatch, "fetch", "folder", "--data", folder)
+    assert "folder: 3 training images" in capsys.readouterr().out
+
+
+def test_a_share_that_is_none_is_told_by_prepare_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for limit in ("nan", "-1", "7"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "prepare", "folder", "--data", tmp_path, "--reject-limit", limit)
+        assert f"--reject-limit is a share from 0 to 1, got {float(limit)}" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_dali_is_loaded_is_not_taken_for_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.startswith("nvidia.dali"):  # as pybind11 tells what a module's initialisation raised
+                raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    for name in [name for name in sys.modules if name.startswith("nvidia.dali")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(KeyboardInterrupt):
+        decode._dali()
 
 
 def test_check_lists_a_rejected_file_whose_name_is_not_utf_8_and_a_link_to_nothing(

@@ -67,6 +67,7 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
         ("gpu", "unknown device 'gpu': choose auto, cpu, cuda or cuda:N"),
         ("cuda:7", r"--device cuda:7 asks for a GPU that is not here \(torch sees 0\): choose --device cpu"),
         ("mps", "device 'mps' is not supported"),
+        ("cpu:5", "device 'cpu:5' is not supported"),
     ],
 )
 def test_a_device_that_is_not_here_is_named_with_the_remedy(

@@ -83,6 +83,16 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_does_again(logged: Pat
     assert [event.value for event in shown][-3:] == [12.0, -1.0, -1.0]
 
 
+def test_a_run_that_died_before_its_first_save_leaves_no_lines_to_the_next(
+    logged: Path, tiny_config: MakeConfig
+) -> None:
+    run = begun(logged, tiny_config(), 0)
+    run.log(2, {"loss/d": 1.0})
+    run.close()
+    assert steps(logged) == [2]
+    assert [event.step for event in EventAccumulator(str(logged)).Reload().Scalars("loss/d")] == [2]
+
+
 @pytest.mark.parametrize("damage", [b"\0" * 300 + b"\n", b'{"step": 4, "lo\n', b"\xff\xfe\n"])
 def test_lines_that_a_power_cut_has_damaged_are_dropped_and_the_others_kept(
     logged: Path, tiny_config: MakeConfig, damage: bytes

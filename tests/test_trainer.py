@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from conftest import Command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinfogan import Latents, checkpoint, figures, rivals, train, trainer
+from fastinfogan import Latents, checkpoint, evaluate, figures, rivals, train, trainer
 from fastinfogan.config import TrainConfig
 from fastinfogan.distributed import LostProcess
 from fastinfogan.errors import UserError
@@ -231,6 +231,30 @@ def test_a_signal_saves_and_leaves_with_the_command_that_goes_on(
     assert checkpoint.load(tmp_path / "run").step == 3
     assert not (tmp_path / "run" / "evaluation.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("during", [(Trainer, "iteration"), (checkpoint, "save")])
+def test_a_signal_at_the_very_end_leaves_the_evaluation_to_its_command(
+    tmp_path: Path,
+    tiny_networks: None,
+    tiny_flags: list[str],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    during: tuple[Any, str],
+) -> None:
+    real = getattr(*during)
+
+    def act(*arguments: Any) -> Any:
+        if arguments[1] in (5, 6):  # the iteration after five, or the save of step six
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(*during, act)
+    ended = command(train, *tiny_flags, "--run-dir", tmp_path / "run")
+    assert ended.code == 143 and not (tmp_path / "run" / "evaluation.json").exists()
+    last = f"that was the last; judge it with: python -m fastinfogan.evaluate {tmp_path}/run"
+    assert f"stopped and saved at step 6; {last}" in ended.out
+    assert command(evaluate, tmp_path / "run").code == 0 and (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_a_reader_that_is_gone_ends_the_run_and_it_is_saved(

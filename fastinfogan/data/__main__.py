@@ -21,11 +21,11 @@ from fastinfogan.commands import run_command
 from fastinfogan.config import DatasetName, preset
 from fastinfogan.data import Decoded, Encoded, Factors, Split, open_split, shards, store
 from fastinfogan.data.decode import decode_all
-from fastinfogan.data.header import Refused, size_of
+from fastinfogan.data.header import Refused, require_decodable, size_of
 from fastinfogan.data.render import RenderName
 from fastinfogan.data.render import render as draw
 from fastinfogan.errors import UserError
-from fastinfogan.figures import grid
+from fastinfogan.figures import grid, save
 from fastinfogan.networks import TABLES, Tables, TablesName
 
 SHEET_COLUMNS = 10
@@ -89,6 +89,9 @@ def check(name: Name, /, which: Flags = Which(), sheet: Path | None = None) -> N
         sheet: The PNG to write; NAME-SPLIT.png in the current folder where none is given.
     """
     tables, networks = which.tables_of(name)
+    sheet = sheet or Path(f"{name}-{which.split}.png")
+    if name == "folder" and which.data.resolve() in sheet.resolve().parents:
+        raise UserError(f"{sheet.absolute()} would be one of the images of {which.data}: give --sheet elsewhere")
     opened = which.open(name)
     # every damaged file is to be listed here, so none is one too many
     decoded = _decode(opened, networks, reject_limit=1.0) if isinstance(opened, Encoded) else opened
@@ -99,7 +102,6 @@ def check(name: Name, /, which: Flags = Which(), sheet: Path | None = None) -> N
     total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in pixels.split(CHUNK))
     mean = low + (high - low) * total / pixels.numel() / 255
     shown = torch.linspace(0, n - 1, min(n, SHEET_COLUMNS**2)).long()
-    sheet = sheet or Path(f"{name}-{which.split}.png")
     _write(sheet, ops.image_batch(pixels, shown, low=low, high=high), (low, high))
 
     print(f"{name} {which.split}: {n:,} images of {_shape(decoded)}, {pixels.numel():,} bytes")
@@ -136,6 +138,8 @@ def prepare(
         shards_to: Write tar shards below this folder instead, for a set that no store can hold; train from there.
         shard_mib: Size of a shard in MiB.
     """
+    if not 0 <= reject_limit <= 1:
+        raise UserError(f"--reject-limit is a share from 0 to 1, got {reject_limit}")
     opened = which.open(name)
     if isinstance(opened, Decoded):
         what = "shard" if shards_to else "decode"
@@ -186,8 +190,7 @@ def _decode(opened: Encoded, networks: Tables, *, reject_limit: float, verify: b
 
 def _write(sheet: Path, images: torch.Tensor, image_range: tuple[float, float]) -> None:
     try:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        grid(images, SHEET_COLUMNS, image_range).save(sheet)
+        save(grid(images, SHEET_COLUMNS, image_range), sheet)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the contact sheet {sheet} ({error}): choose a PNG with --sheet") from None
 
@@ -201,7 +204,8 @@ def _sizes(encoded: Encoded) -> str:
     found: Counter[str] = Counter()
     for index in range(0, len(encoded), -(-len(encoded) // MEASURED)):
         try:
-            width, height = size_of(encoded.read(index))
+            require_decodable(content := encoded.read(index), encoded.names[index])
+            width, height = size_of(content)
             found[f"{width}x{height}"] += 1
         except (OSError, Refused):
             continue  # among the rejected

@@ -26,6 +26,7 @@ from fastinfogan.data.split import Encoded, Factors
 from fastinfogan.errors import UserError
 
 SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIX_KINDS)
+RECORD, SHEET = "render.json", "contact.png"  # beside what the renderers draw: the sheet is no image of the set
 MAX_BYTES = 1 << 28  # of one compressed picture; more is no picture
 # What zipfile raises about a damaged archive, beside OSError: encryption and unknown methods are among it.
 ZIP_ERRORS = (
@@ -179,6 +180,8 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]] = frozens
             return  # a link back up, which would lead here again and again
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
+        if any(entry.name == RECORD for entry in found):
+            found = [entry for entry in found if entry.name != SHEET]
     except OSError as error:
         raise UserError(
             f"cannot list the folder {folder.absolute()} ({error.strerror}): make it readable, or give another one "

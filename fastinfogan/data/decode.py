@@ -260,8 +260,8 @@ def _require_few(encoded: Encoded, rejected: dict[int, Rejected], reject_limit: 
         last = list(rejected.values())[-1]
         raise UserError(
             f"{len(rejected):,} of {len(encoded):,} files of {encoded.name} cannot be decoded, at most {most:,} may "
-            f"be, the last is {last.name} ({last.reason}): repair or delete the files named above, or raise "
-            f"--reject-limit"
+            f"be, the last is {last.name} ({last.reason}): repair or delete them (python -m fastinfogan.data check "
+            f"lists all), or raise --reject-limit"
         )
 
 
@@ -304,6 +304,8 @@ def _dali() -> tuple[Any, Any, Any, Any]:
     try:
         from nvidia.dali import fn, math, pipeline_def, types
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while its modules were loaded
+            raise KeyboardInterrupt from None
         raise UserError(
             f"decoding image files needs NVIDIA DALI ({error}): pip install nvidia-dali-cuda130, or run "
             f"--dataset mnist, which needs none"

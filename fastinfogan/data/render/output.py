@@ -24,6 +24,7 @@ import pydantic
 import torch
 from tqdm import tqdm
 
+from fastinfogan.data.archives import RECORD, SHEET
 from fastinfogan.data.factors import FILE as FACTORS
 from fastinfogan.data.factors import write_factors
 from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Recipe, picture
@@ -33,7 +34,7 @@ from fastinfogan.errors import UserError, first_line
 from fastinfogan.files import allocate, write_whole
 
 PART = ".part"
-STARTED, RECORD, SHEET = "recipe.json", "render.json", "contact.png"
+STARTED = "recipe.json"
 CHUNK = 128  # images between two notes of what is done
 PER_PROCESS = 1024  # images that are worth the seconds in which a process starts
 
