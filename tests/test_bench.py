@@ -17,7 +17,7 @@ from bench import floor, iteration_report, kernels, measure, memory, plots, step
 from bench.__main__ import BENCHES
 from bench.field import TABLES, field
 from bench.floor import Work
-from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, results_file, write_csv
+from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, repeated, results_file, write_csv
 from bench.ours import Ours
 from bench.reference import Reference
 from bench.stopwatch import PHASES, Stopwatch
@@ -85,6 +85,18 @@ def test_contestants_take_turns_and_the_first_turn_only_warms_up() -> None:
     seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU)
     assert calls == ["a", "b"] * 3
     assert all(len(values) == 2 for values in seconds.values())
+
+
+def test_a_turn_may_be_several_calls() -> None:
+    calls: list[int] = []
+    repeated(lambda: calls.append(1), 3)()
+    assert len(calls) == 3
+
+
+def test_a_rate_is_images_by_seconds() -> None:
+    (row,) = measure.throughput_rows({"a": np.array([1.0, 2.0, 4.0])}, {"a": 8}, {"cpu": "some"})
+    figures = {"median": "4", "p20": "2.8", "p80": "6.4"}
+    assert row == {"provider": "a", "images": 8, "unit": "images/s", **figures, "cpu": "some"}
 
 
 def test_quantiles_are_the_median_and_the_fifths() -> None:
@@ -165,6 +177,12 @@ def test_the_floor_counts_no_product_with_the_zeros_around_an_image(layer: Layer
     torch.nn.init.zeros_(block.linear.bias)  # type: ignore[arg-type]
     products = block(torch.ones(1, 1, side, side, dtype=torch.float64)).sum().item()  # each of them is a one
     assert floor.part([layer], (1, side)).flops == 2 * products
+
+
+def test_a_product_multiplies_and_adds_and_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "in_turns", lambda named, *_: dict.fromkeys(named, np.array([2.0, 0.5])))
+    assert floor.matmul_rate(CPU, torch.float32) == 2 * 2048**3 / 0.5
+    assert floor.copy_rate(CPU) == 2 * 2**28 / 0.5
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("mnist", 34.32), ("celeba", 44.62)])

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from image_files import idx_files, write_folder
 from PIL import Image
 
-from bench.claims import command, gallery, report, runs
+from bench.claims import command, drawn_sets, gallery, imbalanced, report, runs
 from bench.claims.claim import Claim, Number
 from bench.claims.command import CLAIMS, current, shrunk
 from bench.claims.runs import MACHINE as MACHINE_FILE
 from bench.claims.runs import digest, distance, failure, judged, strongest, trained
-from bench.measure import ROOT, keep_rows, read_csv
-from fastinfogan import checkpoint
+from bench.measure import ROOT, keep_rows, read_csv, write_csv
+from fastinfogan import checkpoint, data
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 
@@ -45,6 +47,7 @@ def test_a_run_is_named_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> 
     elsewhere = replace(config, seed=7, data=Path("/else"), run_dir=Path("/there"), device="cuda")
     assert digest(config) == digest(elsewhere)
     assert len({digest(one) for one in (config, replace(config, lr_d=1e-4), replace(config, iterations=1))}) == 3
+    assert runs.home(config, Path()) == runs.home(replace(config, amp=True), Path())  # which claims train with
     before = digest(config)
     monkeypatch.setattr(runs, "CODE", runs.CODE + 1)
     assert digest(config) != before
@@ -182,12 +185,17 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
         '"frequencies": {"c1": [0.75, 0.25, 0.0]}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
     )
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 100.0}\n{"step": 3, "eval/mi": 1.0}\n')
+    rates = "".join(f'{{"step": 2, "images_per_second": {rate}}}\n' for rate in (20.0, 100.0, 900.0))
+    (tmp_path / "metrics.jsonl").write_text(rates + '{"step": 3, "eval/mi": 1.0}\n')
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
         "step": "3", "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
         "frequencies/c1/distance": "0.25", "frequencies/c1/0": "0.25", "frequencies/c1/1": "0.75",
         "failure": "0 and 1 share a value", "images_per_second": "100",
     }  # fmt: skip
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    del content["frequencies"]  # all three values equally frequent then
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    assert judged(tmp_path, ("clustering",), TrainConfig())["frequencies/c1/distance"] == "0.3333"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +287,71 @@ def test_some_variants_alone_are_run_and_every_row_is_told(tmp_path: Path, monke
     assert [(row["variant"], row["seed"]) for row in rows] == [(last, "3"), (last, "4"), (first, "3")]
     told = (tmp_path / "claims" / "objective.md").read_text()
     assert f"| {first} | 1 |" in told and f"| {last} | 2 |" in told
+
+
+def test_a_claim_runs_what_has_no_row_of_its_configuration_and_keeps_rows_and_curves_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MACHINE_FILE).write_text(json.dumps(MACHINE))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 25, "mi/c1": 1.5}\n{"step": 26, "eval/mi/c1": 2.0}\n')
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "trained", lambda *_: tmp_path)
+    flags = ["claims", "information", "--device", "cpu", "--variants", "InfoGAN", "--seeds", "3"]
+
+    def asked(*more: str) -> list[bool]:
+        """Of each run that was judged, whether anew."""
+        found: list[bool] = []
+
+        def judge(*_: object, again: bool = False) -> dict[str, str]:
+            found.append(again)
+            return {"information/c1": "1.5", "images_per_second": "100"}
+
+        monkeypatch.setattr(command, "judged", judge)
+        monkeypatch.setattr(sys, "argv", [*flags, *more])
+        command.main()
+        return found
+
+    assert (asked(), asked(), asked("--again")) == ([False], [], [True])
+    out = tmp_path / "claims" / "information.csv"
+    (row,) = read_csv(out)
+    assert row | MACHINE == row  # of the machine that trained it
+    (point,) = read_csv(out.with_name("information_curves.csv"))
+    assert (point["step"], point["mi/c1"], point["seed"]) == ("25", "1.5", "3")
+    write_csv(out, [row | {"configuration": "before"}])
+    assert asked() == [False] and len(read_csv(out)) == 2
+
+
+@pytest.mark.parametrize(("quick", "size", "name"), [(False, None, "svhn-like-9"), (True, 64, "svhn-like-64-256")])
+def test_a_drawn_set_is_drawn_once_and_gone_on_with_where_it_is_not_whole(
+    quick: bool, size: int | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(drawn_sets, "run_module", lambda *arguments: called.append([*map(str, arguments)]))
+    out = tmp_path / "drawn" / name
+    out.mkdir(parents=True)  # the beginning of a set
+    prepare = drawn_sets.drawn("svhn-like", 9, size)
+    assert prepare(tmp_path, quick) == out
+    (out / "render.json").touch()
+    assert prepare(tmp_path, quick) == out
+    flags = ["--count", "256" if quick else "9", "--seed", "0", "--out", str(out), *(["--size", "64"] if size else [])]
+    assert called == [["data", "render", "svhn-like", *flags]]
+
+
+def test_imbalanced_digits_fall_to_a_tenth_in_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(1000) % 10
+    rows = imbalanced.kept(labels)
+    assert labels[rows].bincount().tolist() == [100, 77, 60, 46, 36, 28, 22, 17, 13, 10]
+    assert rows[labels[rows] == 9].tolist() == list(range(9, 100, 10))  # the first ones
+    monkeypatch.setattr(data.mnist, "MD5", {})  # these digits are not MNIST's
+    write_folder(tmp_path / "mnist", idx_files(140, 90))
+    out = imbalanced.prepare(tmp_path, quick=False)
+    for split in ("train", "test"):
+        whole, fewer = (
+            data.open_split(name, root, split, (1, 28, 28))
+            for name, root in (("mnist", tmp_path), ("fashion-mnist", out))
+        )
+        left = imbalanced.kept(whole.labels)
+        assert torch.equal(fewer.pixels, whole.pixels[left]) and torch.equal(fewer.labels, whole.labels[left])
 
 
 @pytest.mark.slow

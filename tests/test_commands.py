@@ -165,6 +165,18 @@ def test_generate_draws_pictures_of_the_size_asked_for(
         assert height == shape[0] and shape[1] in (None, width)
 
 
+@pytest.mark.parametrize("module", [evaluate, generate])
+def test_kernels_that_are_not_to_be_trusted_judge_and_draw_nothing(
+    module: ModuleType, copied: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubt(_: torch.device) -> None:
+        raise UserError("the kernels are wrong here")
+
+    monkeypatch.setattr(module.selfcheck, "trust", doubt)
+    ended = command(module, copied, "--device", "cpu")
+    assert ended.code == 2 and "the kernels are wrong here" in ended.err
+
+
 def test_generate_writes_into_the_runs_figures_by_default(copied: Path, command: Command) -> None:
     for what, names in {"samples": ["samples.png"], "traversals": [f"traversal-c{i}.png" for i in (1, 2, 3)]}.items():
         ended = command(generate, copied, "--what", what)

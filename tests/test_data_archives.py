@@ -99,6 +99,18 @@ def test_a_link_to_nothing_is_an_error_of_that_file_alone(tmp_path: Path) -> Non
     assert contents(found) == [b"a", b"b"] and found.fingerprint != opened.fingerprint
 
 
+@pytest.mark.parametrize("kind", ["photos", "photos.tar"])
+def test_a_file_of_the_same_size_and_another_date_is_another_file(tmp_path: Path, kind: str) -> None:
+    found = set()
+    for date in (1, 2):
+        path = write_folder(tmp_path / "photos", {"a.jpg": bytes([date])}) / "a.jpg"
+        os.utime(path, (date, date))
+        with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+            archive.add(path, "a.jpg")
+        found.add(open_folder(tmp_path / kind, "train").fingerprint)
+    assert len(found) == 2
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, scandir = write_folder(tmp_path, {"a.jpg": b"a", "locked/b.jpg": b"b"}), os.scandir
 

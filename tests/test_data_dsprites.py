@@ -48,6 +48,14 @@ def test_dsprites_is_unpacked_once_and_goes_on_where_it_stopped(
         monkeypatch.setattr(store, "_fill", lambda *_: pytest.fail("unpacked again"))
 
 
+def test_other_sprites_in_as_many_bytes_are_unpacked_anew(tmp_path: Path) -> None:
+    arrays = write_dsprites(tmp_path, 12)
+    for imgs in (arrays["imgs"], 1 - arrays["imgs"]):
+        write_dsprites(tmp_path, 12, imgs=imgs)
+        opened = open_split("dsprites", tmp_path, "train", (1, 64, 64))
+        assert np.array_equal(opened.pixels[..., 0], imgs * np.uint8(255))
+
+
 CLASSES = np.zeros((12, 6), np.int64)
 
 

@@ -113,6 +113,14 @@ def test_a_stream_of_shards_is_bitwise_the_stream_of_the_folder_for_any_rank_and
     assert torch.equal(resumed.at(3), folder.at(3)) and torch.equal(resumed.at(6), folder.at(6))
 
 
+def test_the_fingerprint_of_shards_changes_with_their_files_and_not_with_the_place(
+    photos: Encoded, tmp_path: Path
+) -> None:
+    swapped = dataclasses.replace(photos, read=lambda i: photos.read({0: 2, 2: 0}.get(i, i)))
+    one, again, other = (sharded(of, tmp_path / place) for place, of in (("a", photos), ("b", photos), ("c", swapped)))
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+
+
 def test_celebas_shards_keep_its_crop_its_split_and_its_factors(tmp_path: Path) -> None:
     write_celeba(tmp_path, 5)
     celeba = open_celeba(tmp_path, "train")
@@ -167,6 +175,20 @@ def test_interrupted_writing_goes_on_after_the_last_whole_shard(photos: Encoded,
     assert {name: content for name, (_, content) in found.items()} == {
         name: content for name, (_, content) in expected.items()
     }
+
+
+def test_a_repair_that_was_interrupted_is_not_taken_for_the_whole_set(photos: Encoded, tmp_path: Path) -> None:
+    def read(index: int) -> bytes:
+        if index == N - 1:
+            raise KeyboardInterrupt
+        return photos.read(index)
+
+    sharded(photos, tmp_path)
+    sorted((tmp_path / "train").glob("*.tar"))[1].unlink()
+    with pytest.raises(KeyboardInterrupt):
+        sharded(dataclasses.replace(photos, read=read), tmp_path)
+    with pytest.raises(UserError, match="are not complete: run the same `prepare` again"):
+        open_split("folder", tmp_path, "train", IMAGE)
 
 
 @pytest.mark.parametrize("victim", [".tar", ".idx"])

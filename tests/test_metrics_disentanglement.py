@@ -13,11 +13,13 @@ from fastinfogan.data.split import FactorKind, Factors
 from fastinfogan.metrics.disentanglement import (
     Disentanglement,
     _sharing,
+    dci,
     disentanglement,
     entropic_scores,
     mig,
     modularity,
     mutual_information,
+    predictability,
 )
 from fastinfogan.metrics.representation import (
     Floats,
@@ -222,6 +224,35 @@ def test_test_factors_fit_nothing() -> None:
     found = disentanglement(train, test, seed=0, votes=VOTES)
     assert found.factor_vae == 0 and found.beta_vae < 0.01 and found.dci_informativeness < 0 and found.sap < 0.03
     assert found.mig > 0.97  # which fits nothing
+    assert np.array(found.information).argmax(1).tolist() == [1, 2, 0]  # of the test images
+
+
+def test_a_forest_is_no_deeper_than_images_that_it_has_not_seen_bear_out() -> None:
+    """Of codes that know nothing the deepest does best on its own images, and errs by 15 % more on others."""
+    noise = [scalars(*np.random.default_rng(seed).uniform(size=(3, 300))) for seed in (10, 11)]
+    _, _, informativeness = dci((noise[0], factors(300, 0)), (noise[1], factors(300, 1)), (0, 1, 2), seed=0)
+    assert -0.08 < informativeness < 0.02
+
+
+def test_a_code_that_knows_nothing_predicts_a_rare_class_no_better_than_a_frequent_one() -> None:
+    """Without balanced classes it would name the frequent one, and be right nine times in ten."""
+    sets = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        rare = torch.from_numpy(rng.random((N, 1)) < 0.1).float()
+        sets.append((scalars(rng.normal(size=N)), Factors(("rare",), ("categorical",), rare, (0.0,), (1.0,))))
+    assert predictability(*sets, (0,), seed=0)[0, 0] < 0.8
+
+
+def test_a_circle_is_cut_open_where_it_is_best_on_the_training_images() -> None:
+    """Of the test images, whose code jumps at the other side, no cut is as good as it looks when chosen on them."""
+    sets = []
+    for seed, jump in ((0, 90.0), (1, 270.0)):
+        degrees = np.random.default_rng(seed).uniform(0, 360, N)
+        known = Factors(("a",), ("circular",), torch.from_numpy(degrees)[:, None].float(), (0.0,), (360.0,))
+        sets.append((scalars((degrees - jump) % 360), known))
+    assert predictability(*sets, (0,), seed=0)[0, 0] == 0
+    assert predictability(sets[0], sets[0], (0,), seed=0)[0, 0] > 0.99
 
 
 def test_the_mutual_information_of_a_noisy_bit_is_known() -> None:

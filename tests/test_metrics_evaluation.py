@@ -66,6 +66,28 @@ def test_a_generator_of_one_image_has_no_diversity_and_little_recall() -> None:
     assert found.fid > 20 * found.floor_fid and found.kid.distance > 20 * found.floor_kid.standard_error
 
 
+def test_precision_and_recall_are_of_what_is_judged_and_not_of_the_real_images() -> None:
+    """One mode of two: precise, and recalled by half at most."""
+    real, one_mode = torch.cat([noise(100, 0, 0, 30), noise(100, 1, 200, 230)]), noise(200, 2, 0, 30)
+    values = torch.zeros(200, 1)
+    found = sample_quality(
+        flat(), real=real, training=one_mode, generated=one_mode, real_values=values, generated_values=values,
+        names=("c1",), seen=False, seed=0,
+    )  # fmt: skip
+    for judged in (found.manifolds, found.floor_manifolds):
+        assert judged.recall <= 0.5 < judged.precision
+
+
+def test_diversity_is_within_what_images_were_made_from_and_within_what_q_reads_off_real_ones() -> None:
+    images = torch.cat([noise(50, 0, 0, 20), noise(50, 1, 200, 220)])
+    alike, mixed = (torch.arange(100) // 50)[:, None], (torch.arange(100) % 2)[:, None]
+    found = sample_quality(
+        flat(), real=images, training=images, generated=images, real_values=mixed, generated_values=alike,
+        names=("c1",), seen=False, seed=0,
+    )  # fmt: skip
+    assert found.diversity["c1"] < 0.2 * found.real_diversity["c1"]
+
+
 def test_images_that_g_was_trained_on_are_not_called_a_test_split() -> None:
     unseen, seen = ("\n".join(quality(noise(100, 2), seen).lines()) for seen in (False, True))
     assert "against 100 images of the test split;" in unseen
@@ -177,6 +199,7 @@ def test_generated_images_are_compared_with_the_test_split(
     given: dict[str, Any] = {}
     monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat())
     monkeypatch.setattr(evaluation, "sample_quality", lambda by, **keywords: given.update(keywords, by=by))
+    monkeypatch.setattr(evaluation, "predict", lambda _judge, _spec, pixels, _range: pixels)
 
     def judge(config: TrainConfig, **by: FeatureNetwork) -> None:
         evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",), **by)
@@ -187,9 +210,54 @@ def test_generated_images_are_compared_with_the_test_split(
     judge(tiny_config(data=tmp_path))
     assert given["by"].name == "rawnet"
     assert given["real"].min() >= 150 > given["training"].max() and given["seen"] is False
+    assert given["real_values"] is given["real"]  # what Q reads off the very images
     renders(monkeypatch, tmp_path, 60)
     judge(tiny_config(dataset="faces", data=tmp_path))
     assert given["seen"] is True
+
+
+def test_a_regressor_and_a_probe_are_fitted_on_the_training_images_and_judged_on_the_others(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    class Reader:
+        def __init__(self, *fitted: Any, **_: Any) -> None:
+            given.append(fitted)
+
+        def quality(self, *judged: Any) -> None:
+            given.append(judged)
+
+    monkeypatch.setattr(evaluation, "FactorReader", Reader)
+    monkeypatch.setattr(evaluation, "traversal_truth", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "probe", lambda *tables_and_labels, **_: given.append(tables_and_labels))
+
+    def judge(config: TrainConfig, group: evaluation.Group) -> Any:
+        given.clear()
+        networks = build(config.network_tables, config.spec, seed=0)
+        evaluation.evaluate(config, *networks, 3, (group,))
+        return Subject(config, *networks).real
+
+    write_folder(tmp_path / "fashion-mnist", idx_files(40, 24))
+    train, test = judge(tiny_config(data=tmp_path), "probe")
+    ((tables, *labels),) = given
+    assert [list(one) for one in labels] == [train.labels.tolist(), test.labels.tolist()]
+    assert all((len(fitted), len(judged)) == (40, 24) for fitted, judged in tables.values())
+    renders(monkeypatch, tmp_path, 60)
+    parts = judge(tiny_config(dataset="faces", data=tmp_path), "traversal")
+    for (pixels, factors), part in zip(given, parts, strict=True):
+        assert torch.equal(pixels, part.pixels) and torch.equal(factors.values, part.factors.values)
+
+
+def test_strokes_are_told_by_the_continuous_codes_in_their_order(
+    small: None, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(evaluation, "stroke_correlations", lambda made, names: given.append((made, names)))
+    config = tiny_config(dataset="mnist", codes=("uniform:1", "cat:3", "uniform:1"))
+    evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("strokes",))
+    ((made, names),) = given
+    assert names == ("c2", "c3") and made.continuous.shape == (60, 2)
 
 
 def renders(monkeypatch: pytest.MonkeyPatch, root: Path, n: int = 600) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from fastinfogan.metrics import strokes
 from fastinfogan.metrics.images import Generated
 from fastinfogan.metrics.strokes import rank_correlation, slant, stroke_correlations, width
 
@@ -92,6 +93,15 @@ def test_the_codes_that_drew_the_strokes_are_found_out() -> None:
     assert found.overall["c3"]["width"] < -0.95 and found.within["c3"]["width"] < -0.95
     assert abs(found.within["c2"]["width"]) < 0.4 and abs(found.within["c3"]["slant"]) < 0.4
     assert found.samples == 60 and any("c3" in line and "width -" in line for line in found.lines())
+
+
+def test_what_holds_within_a_category_is_the_mean_over_categories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one of two, of a third of the digits, the code leans the stroke to the other side."""
+    codes, categories = torch.linspace(-1, 1, 60)[:, None], (torch.arange(60) % 3 == 0).long()[:, None]
+    leans = (codes * (1 - 2 * categories))[:, 0].double().numpy()
+    monkeypatch.setattr(strokes, "MEASURES", {"slant": lambda _: leans})
+    found = stroke_correlations(Generated(torch.zeros(60, 1, 1, 1), categories, codes), ("c1",))
+    assert found.within["c1"]["slant"] == pytest.approx(0) and found.overall["c1"]["slant"] > 0.1
 
 
 def test_without_a_category_there_is_nothing_within() -> None:

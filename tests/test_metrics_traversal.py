@@ -117,6 +117,7 @@ def test_every_code_is_swept_over_its_own_range_with_the_rest_held(
     assert len(seen) == 3
     for place, (z, most) in enumerate(zip(seen, (1.0, 1.0, 2.0), strict=True)):
         rows = z.view(3, traversal.VALUES, SPEC.dim)
+        assert len(rows[:, 0, : SPEC.noise].unique(dim=0)) == 3  # every row has noise of its own
         column = SPEC.continuous_columns.start + place
         torch.testing.assert_close(rows[0, :, column], torch.linspace(-most, most, traversal.VALUES))
         others = [i for i in range(SPEC.dim) if i != column]

@@ -59,6 +59,22 @@ def test_distractors_stand_on_their_side(factor: str, side: slice) -> None:
     assert changed[side].sum() >= 3 and not np.delete(changed, np.arange(32)[side]).any()
 
 
+def test_a_plate_is_lit_shifted_and_tilted_as_its_factors_say() -> None:
+    painter = svhn_like.SvhnLike(Recipe("svhn-like", 1, 0, 32))
+    level = dict.fromkeys(("left", "right", "font", "light", "tilt", "across", "down"), 0.0) | {"digit": 1.0}
+
+    def drawn(**changed: float) -> np.ndarray:
+        return picture(painter, 2, 5, **(level | {"scale": 1.0} | changed)).pixels.astype(float).mean(2)
+
+    plain = drawn()
+    lit = (drawn(light=1.0) / plain).mean(0)
+    assert lit[:4].max() < 0.7 and lit[-4:].min() > 1.3  # from the right
+    assert np.abs(drawn(across=2.0, down=-2.0)[4:26, 6:28] - plain[6:28, 4:26]).mean() < 5  # the noise
+    ink = np.abs((tilted := drawn(tilt=12.0)) - tilted[:2].mean()) > 20
+    top, foot = (rows.sum(0) @ np.arange(32) / rows.sum() for rows in (ink[6:13], ink[19:26]))
+    assert top > foot + 1.5  # leans to the right
+
+
 def test_sprites_are_read_as_dsprites(tmp_path: Path) -> None:
     render("sprites", count=50, seed=1, out=tmp_path / "dsprites", progress=False)
     opened = open_split("dsprites", tmp_path, "train", (1, 64, 64))

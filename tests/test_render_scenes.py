@@ -168,6 +168,28 @@ def test_every_other_factor_of_a_face_shows(factor: str, face: Painter) -> None:
     assert np.abs(high - low).max() > 20
 
 
+@pytest.mark.parametrize(
+    ("factor", "value", "expression"),
+    [
+        ("smile", 1, "smile"),
+        ("smile", -1, "frown"),
+        ("open", 1, "open"),
+        ("brows", 1, "brows up"),
+        ("brows", -1, "brows down"),
+    ],
+)
+def test_an_expression_is_the_one_that_its_factor_says(
+    factor: str, value: float, expression: str, face: faces.Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Mesh] = []
+    monkeypatch.setattr(face.scene, "draw", lambda mesh, *_: (drawn.append(mesh), np.zeros((64, 64), np.uint8))[1])
+    calm = {"smile": 0.0, "open": 0.0, "brows": 0.0, "width": 1.0}
+    for changed in ({}, {factor: value}):
+        painted(face, **(calm | changed))
+    wanted = face.heads.expressions[list(heads.EXPRESSIONS).index(expression)]
+    np.testing.assert_allclose(drawn[1].positions - drawn[0].positions, wanted, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def seats() -> Painter:
     return chairs.Chairs(Recipe("chairs", 1, 0, 64))

@@ -154,6 +154,8 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
     one.discriminator.standing.copy_(torch.tensor([0.3, 0.2, 0.4, 0.5]))
     one.discriminator.confusions.copy_(torch.stack([MIXED, EVEN, EVEN, EVEN]))
     kept = one.d_phase.optimiser.state[heads(one)[0][-1].linear.weight]["exp_avg"]
+    with torch.no_grad():
+        heads(one)[0][-1].linear.bias.copy_(torch.tensor([0.0, 9.0, 4.0, 5.0, 6.0]))
     assert moved(one, lambda: one.d_phase.rivalry.vary(7)) == [False, False, True, True]
     torch.testing.assert_close(one.discriminator.standing, torch.tensor([0.3, 0.2, 0.3, 0.3]))
     first, rest = heads(one)[0], heads(one)[2:]
@@ -172,10 +174,24 @@ def test_the_worse_half_of_the_heads_become_variants_of_q_s() -> None:
         assert 0.1 < apart.norm() / (APART * spread * len(apart) ** 0.5) < 3
     for variant in (again, crowded):
         torch.testing.assert_close(variant[3:], before[3:])  # the continuous code's outputs
+    biases = [heads(one)[index][-1].linear.bias.tolist() for index in (3, 2)]
+    assert biases == [[2, 9, 2, 5, 6], [2, 9, 9, 5, 6]]
     for index, new in ((3, [0, 2]), (2, [0, 1, 2])):  # a new value has no momentum, the others have Q's
         momentum = one.d_phase.optimiser.state[heads(one)[index][-1].linear.weight]["exp_avg"]
         old = [row for row in range(len(before)) if row not in new]
         assert kept.any(1).all() and not momentum[new].any() and torch.equal(momentum[old], kept[old])
+
+
+def test_no_variant_splits_the_value_that_it_has_freed() -> None:
+    """That would give back one of the two that were merged. After both others comes the merged value again."""
+    one = game(rivals=5)
+    play(one, 2)
+    one.discriminator.standing.copy_(torch.tensor([0.1, 0.1, 0.1, 0.3, 0.4, 0.5]))
+    one.discriminator.confusions.copy_(MIXED.expand(6, 3, 3))
+    one.d_phase.rivalry.vary(7)
+    before, third = (heads(one)[index][-1].linear.weight.detach() for index in (0, 3))
+    torch.testing.assert_close(third[0] + third[2], before[0] + before[2])
+    torch.testing.assert_close(third[1], before[1])
 
 
 # Of the second code, as the outputs and the codes' columns have it: behind the first one's three values.

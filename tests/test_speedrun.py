@@ -107,6 +107,14 @@ def test_a_run_ends_at_the_last_target_and_its_evaluations_do_not_count(monkeypa
 
 
 @pytest.mark.usefixtures("tiny_mnist")
+def test_what_the_device_has_yet_to_do_counts_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = Scripted(monkeypatch, 0.5, 0.5)
+    monkeypatch.setattr(race, "wait", lambda _: setattr(scripted, "clock", scripted.clock + 10))
+    curve = list(race.run(RACE))  # waits after the first iteration, and before either evaluation
+    assert [(point.start_seconds, point.seconds) for point in curve] == [(11, 22), (11, 34)]
+
+
+@pytest.mark.usefixtures("tiny_mnist")
 def test_a_run_is_given_up_at_either_limit_and_the_last_iteration_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     Scripted(monkeypatch, *[0.5] * 20)
     assert [point.iteration for point in race.run(replace(RACE, limit_iterations=5))] == [2, 4, 5]
@@ -179,6 +187,9 @@ def test_the_map_is_fixed_on_training_images_and_new_statistics_decide(
     labels = {300: (training.labels + 3) % 10, 100: (held_out.labels + 3) % 10, 400: (tiny_mnist.labels + 3) % 10}
     labels[100][:10] += 1  # 10 of 100 held out, 100 of 400 test images away from where the training images put them
     labels[400][:100] += 1
+    shown: list[torch.Tensor] = []
+    batches = judge.image_batches
+    monkeypatch.setattr(judge, "image_batches", lambda pixels, *how: (shown.append(pixels), batches(pixels, *how))[1])
 
     def predict(network: Discriminator, spec: object, pixels: torch.Tensor, image_range: object) -> torch.Tensor:
         assert not network.training
@@ -192,12 +203,14 @@ def test_the_map_is_fixed_on_training_images_and_new_statistics_decide(
     config = PRESETS["mnist"]
     verdict = judge.Judge(config, training, held_out, images=None)(*build(config.network_tables, config.spec, seed=0))
     assert (verdict.error, verdict.training_error, verdict.test_error) == (0.1, 0.0, 0.25)
+    assert len(shown) == 1 and torch.equal(shown[0], training.pixels)  # whose statistics they are
 
 
 def test_opponents_and_the_same_have_the_papers_hyperparameters() -> None:
     """The reference knows one objective; the preset that the others share must be it."""
     config = PRESETS[SHARED]
     assert {entry.preset for name, entry in CONTESTANTS.items() if name != "own"} == {SHARED}
+    assert [name for name, entry in CONTESTANTS.items() if not entry.amp] == ["eager"]
     assert config.objective == Objective(fixed_std=True)
     assert config.noise_prior == "uniform" and not config.flip
     images = Decoded("made", torch.zeros(130, 28, 28, 1, dtype=torch.uint8))
@@ -275,6 +288,24 @@ def test_a_run_gets_a_row_its_curve_and_a_place_in_the_picture(
     assert "2 of 2" in said and "0 of 2" in said and "not reached / not reached / not reached" in said
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--contestants own --seeds 7 --every 50 --limit-iterations 900 --limit-seconds 5", (7, 50, 900, 5.0, None)),
+        ("--quick", (0, 2, 4, 3600.0, 1000)),
+    ],
+)
+def test_a_run_is_what_the_flags_ask_for(
+    flags: str, wanted: tuple[object, ...], fake_runs: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Race] = []
+    monkeypatch.setattr(speedrun, "from_cold", lambda run: (asked.append(run), [POINT])[1])
+    command(monkeypatch, tmp_path, flags)
+    run = asked[-1]
+    assert run.contestant == "own"
+    assert (run.seed, run.every, run.limit_iterations, run.limit_seconds, run.images) == wanted
+
+
 def test_a_run_that_has_its_row_is_not_repeated_unless_asked_or_of_another_commit(
     fake_runs: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -323,6 +354,13 @@ def test_runs_of_different_machines_are_not_mixed() -> None:
     assert [panel.get_title() for panel in panels] == ["a processor, 2 cores", "another, 2 cores"]
     assert [len(panel.lines) for panel in panels] == [1 + len(TARGETS)] * 2
     assert panels[0].get_legend().get_texts()[0].get_text() == "own, abc"
+
+
+def test_a_curve_is_of_the_run_that_ended_with_it() -> None:
+    """A run that was repeated leaves the curve of the one before in the file."""
+    (row,) = ended([("30.0", "50.0")], finished="today")
+    points = [{"contestant": "own", "seed": "0", "finished": day, "error": "0.1"} for day in ("yesterday", "today")]
+    assert speedrun.with_their_runs(points, [row]) == [row | points[1]]
 
 
 def test_a_csv_of_other_columns_is_told_before_anything_runs(
