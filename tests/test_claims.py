@@ -321,6 +321,13 @@ def test_a_claim_runs_what_has_no_row_of_its_configuration_and_keeps_rows_and_cu
     assert asked() == [False] and len(read_csv(out)) == 2
 
 
+@pytest.mark.parametrize("flag", ["--seeds", "--variants"])
+def test_nothing_to_run_is_told(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims", "information", "--quick", flag])
+    with pytest.raises(UserError, match="^--seeds and --variants need at least one value each"):
+        command.main()
+
+
 @pytest.mark.parametrize(("quick", "size", "name"), [(False, None, "svhn-like-9"), (True, 64, "svhn-like-64-256")])
 def test_a_drawn_set_is_drawn_once_and_gone_on_with_where_it_is_not_whole(
     quick: bool, size: int | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

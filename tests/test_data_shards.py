@@ -177,6 +177,14 @@ def test_interrupted_writing_goes_on_after_the_last_whole_shard(photos: Encoded,
     }
 
 
+def test_a_list_of_no_shards_is_not_complete(photos: Encoded, tmp_path: Path) -> None:
+    sharded(photos, tmp_path)
+    path = tmp_path / "train" / "shards.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shards": []}))
+    with pytest.raises(UserError, match="are not complete: run the same `prepare` again"):
+        open_split("folder", tmp_path, "train", IMAGE)
+
+
 def test_a_repair_that_was_interrupted_is_not_taken_for_the_whole_set(photos: Encoded, tmp_path: Path) -> None:
     def read(index: int) -> bytes:
         if index == N - 1:

@@ -64,6 +64,8 @@ def main() -> None:
         raise UserError(
             f"{options.name} has no variant {unknown[0]!r}: choose of {', '.join(map(repr, claim.variants))}"
         )
+    if options.seeds == () or not wanted:
+        raise UserError("--seeds and --variants need at least one value each, or leave them out for all of the claim's")
     device = choose_device(options.device)
     announce(device)
     out, curves = folder / f"{options.name}.csv", folder / f"{options.name}_curves.csv"

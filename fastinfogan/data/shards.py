@@ -122,7 +122,7 @@ def open_shards(dataset: str, root: Path, split: Split) -> Encoded | None:
     folder = _folder(root, dataset, split)
     if (manifest := _read(folder)) is None:
         return None
-    if not manifest.complete:
+    if not (manifest.complete and manifest.shards):
         raise UserError(f"the shards in {folder.absolute()} are not complete: run the same `prepare` again")
     parts = [_index(folder, shard) for shard in manifest.shards]
     where = np.concatenate([one for one, _ in parts])
