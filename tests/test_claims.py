@@ -324,7 +324,7 @@ def test_a_claim_runs_what_has_no_row_of_its_configuration_and_keeps_rows_and_cu
 @pytest.mark.parametrize("flag", ["--seeds", "--variants"])
 def test_nothing_to_run_is_told(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["claims", "information", "--quick", flag])
-    with pytest.raises(UserError, match="^--seeds and --variants need at least one value each"):
+    with pytest.raises(UserError, match=r"^--seeds and --variants need at least one value each"):
         command.main()
 
 
