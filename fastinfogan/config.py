@@ -35,7 +35,7 @@ class TrainConfig:
     dataset: DatasetName = "mnist"
     """Which images to learn from; 'folder' takes JPEG and PNG files from --data, a folder, a zip or a tar."""
     data: Path = Path("data")
-    """Where the data sets lie or are fetched to; for 'folder', the images themselves."""
+    """Where the data sets lie or are fetched to; for 'folder', the images themselves (images/ where none is given)."""
     placement: Placement = "auto"
     """Hold the images decoded on the training device, or stream them through DALI; auto holds what fits."""
     gray: bool = False
@@ -257,7 +257,7 @@ PRESETS: dict[str, TrainConfig] = {
     "celeba": _CELEBA,
     "celeba-64": replace(_CELEBA, tables="celeba-64"),  # not the paper's: the same codes at 64x64
     # not the paper's either: on drawn faces Table 3 with batch norm draws nothing (bench/NOTES.md)
-    "folder": replace(_CELEBA, dataset="folder", spectral_norm=True),
+    "folder": replace(_CELEBA, dataset="folder", data=Path("images"), spectral_norm=True),  # data/ holds the others
     **_VARIATIONS,
     "faces": _VARIATIONS["faces-azimuth"],  # what --dataset alone gives: the first variation of each table
     "chairs": _VARIATIONS["chairs-rotation"],

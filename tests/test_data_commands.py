@@ -14,6 +14,7 @@ from image_files import chairs, idx_files, photograph, write_celeba, write_folde
 from PIL import Image
 
 from fastinfogan.commands import run_command
+from fastinfogan.config import PRESETS, preset
 from fastinfogan.data import __main__ as command
 from fastinfogan.data import decode, mnist
 from fastinfogan.data.decode import Decoder
@@ -60,6 +61,20 @@ def test_check_lists_every_rejected_file(
         f"  {tmp_path}/photos/2.jpg: not an image" in said and f"  {tmp_path}/photos/4.jpg: the file is empty" in said
     )
     assert f"contact sheet: {sheet}" in said and sheet.is_file()
+
+
+def test_a_folder_that_is_not_given_is_not_the_one_of_all_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "data", {"0.jpg": photograph(0)})
+    monkeypatch.chdir(tmp_path)
+    for action in ("fetch", "check", "prepare"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, action, "folder")
+        told = capsys.readouterr().err
+        assert f"expected a folder, a zip or a tar of images, got {tmp_path}/images: give one with --data" in told
+    assert preset("folder").data == Path("images")
+    assert {preset(name).data for name in PRESETS if name != "folder"} == {Path("data")}
 
 
 def test_a_contact_sheet_is_no_image_of_the_set(

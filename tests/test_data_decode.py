@@ -135,11 +135,16 @@ def test_more_damage_than_allowed_stops_with_the_numbers(tmp_path: Path) -> None
     assert len(decoded) == 20 - len(DAMAGED) and len(decoded.rejected) == len(DAMAGED)
 
 
-def test_a_store_made_under_a_higher_limit_is_no_way_around_the_limit(tmp_path: Path) -> None:
+def test_a_store_made_under_a_higher_limit_is_no_way_around_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     encoded = folder_of(tmp_path, 20, {3: b"", 7: b"", 9: b""})
     assert len(decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=1.0)) == 17
+    named = capsys.readouterr().err
+    assert named.count("rejected ") == 3
     with pytest.raises(UserError, match=r"3 of 20 files of folder cannot be decoded, at most 2 may be, .*009.jpg"):
         decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.1)
+    assert capsys.readouterr().err == named  # as the error says
 
 
 def test_factors_keep_to_the_images_that_can_be_decoded(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ Drawn = Annotated[Positional[RenderName], tyro.conf.arg(help=_one_of(RenderName)
 class Which:
     """The part of a data set that a command is about, and the networks that it is for."""
 
-    data: Path = Path("data")
-    """Where the data sets lie; for 'folder', the images themselves."""
+    data: Path | None = None
+    """Where the data sets lie; for 'folder', the images themselves. As in training where none is given."""
     split: Split = "train"
     """Which part of the set."""
     tables: TablesName | None = None
@@ -59,25 +59,30 @@ class Which:
         chosen = self.tables or preset(name).tables
         return chosen, TABLES[chosen]
 
+    def root(self, name: DatasetName) -> Path:
+        return self.data or preset(name).data
+
     def open(self, name: DatasetName) -> Decoded | Encoded:
         """The split, as training would open it."""
         tables, networks = self.tables_of(name)
         gray = self.gray or (preset(name).gray and networks.image[0] == 1)
-        return open_split(name, self.data, self.split, networks.image, gray=gray, tables=tables)
+        return open_split(name, self.root(name), self.split, networks.image, gray=gray, tables=tables)
 
 
 Flags = Annotated[Which, tyro.conf.arg(name="")]
 
 
 @app.command
-def fetch(name: Name, /, data: Path = Path("data")) -> None:
+def fetch(name: Name, /, data: Path | None = None) -> None:
     """Make sure that a data set is there and whole: MNIST is downloaded, for the others it says how to get them.
 
     Args:
-        data: Where the data sets lie or are fetched to; for 'folder', the images themselves.
+        data: Where the data sets lie or are fetched to; for 'folder', the images themselves. As in training where none
+            is given.
     """
-    split = Which(data).open(name)
-    print(f"{name}: {len(split):,} training images in {data.absolute()}")
+    which = Which(data)
+    split = which.open(name)
+    print(f"{name}: {len(split):,} training images in {which.root(name).absolute()}")
 
 
 @app.command
@@ -90,8 +95,8 @@ def check(name: Name, /, which: Flags = Which(), sheet: Path | None = None) -> N
     """
     tables, networks = which.tables_of(name)
     sheet = sheet or Path(f"{name}-{which.split}.png")
-    if name == "folder" and which.data.resolve() in sheet.resolve().parents:
-        raise UserError(f"{sheet.absolute()} would be one of the images of {which.data}: give --sheet elsewhere")
+    if name == "folder" and which.root(name).resolve() in sheet.resolve().parents:
+        raise UserError(f"{sheet.absolute()} would be one of the images of {which.root(name)}: give --sheet elsewhere")
     opened = which.open(name)
     # every damaged file is to be listed here, so none is one too many
     decoded = _decode(opened, networks, reject_limit=1.0) if isinstance(opened, Encoded) else opened

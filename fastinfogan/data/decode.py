@@ -134,8 +134,8 @@ class Decoder:
 
     def _reject(self, index: int, reason: str) -> None:
         rejected = self.rejected[index] = Rejected(self.encoded.names[index], " ".join(reason.split()))
-        tqdm.write(f"rejected {rejected.name}: {rejected.reason}", file=sys.stderr)
-        _require_few(self.encoded, self.rejected, self.reject_limit)
+        _tell(rejected)
+        _require_few(self.encoded, self.rejected, self.reject_limit, told=True)
 
     def _build(self, batch: int, files: Callable[[int], list[Bytes]]) -> Any:
         """A pipeline whose i-th run decodes ``files(i)``, at most ``batch`` files."""
@@ -215,7 +215,7 @@ def decode_all(
         verify=verify,
         on_disk=keep,
     )
-    _require_few(encoded, stored.rejected, reject_limit)  # the file may have been made under a higher limit
+    _require_few(encoded, stored.rejected, reject_limit, told=False)  # the file may be of a higher limit
     lost = sorted(stored.rejected)
     kept = np.delete(np.arange(len(encoded)), lost)
     return Decoded(
@@ -253,15 +253,24 @@ def _blocks(encoded: Encoded, image: ImageShape, device: torch.device, reject_li
     return blocks
 
 
-def _require_few(encoded: Encoded, rejected: dict[int, Rejected], reject_limit: float) -> None:
-    """Raise :class:`UserError` when more than the share ``reject_limit``, and more than one, or all are rejected."""
+def _tell(rejected: Rejected) -> None:
+    tqdm.write(f"rejected {rejected.name}: {rejected.reason}", file=sys.stderr)
+
+
+def _require_few(encoded: Encoded, rejected: dict[int, Rejected], reject_limit: float, *, told: bool) -> None:
+    """Raise :class:`UserError` when more than the share ``reject_limit``, and more than one, or all are rejected.
+
+    told: whether they have been named, each as it was met.
+    """
     most = max(1, int(reject_limit * len(encoded)))
     if len(rejected) > most or len(rejected) == len(encoded):
+        for one in () if told else rejected.values():
+            _tell(one)
         last = list(rejected.values())[-1]
         raise UserError(
             f"{len(rejected):,} of {len(encoded):,} files of {encoded.name} cannot be decoded, at most {most:,} may "
-            f"be, the last is {last.name} ({last.reason}): repair or delete them (python -m fastinfogan.data check "
-            f"lists all), or raise --reject-limit"
+            f"be, the last is {last.name} ({last.reason}): repair or delete the files named above, or raise "
+            f"--reject-limit"
         )
 
 
