@@ -132,7 +132,7 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
         ratio = quantiles(seconds["eager fp32"] / values)["median"]
         peak = peak_mib(preset, batch, name, device) if options.memory else None
         print(
-            f"{preset:<10}batch {batch:<5}{name:<26}{batch / took['median']:>8,.0f} images/s  "
+            f"{preset:<12}batch {batch:<5}{name:<26}{batch / took['median']:>8,.0f} images/s  "
             f"{took['median'] * 1e3:>7.1f} ms  floor {least * 1e3:.1f} ms  {ratio:.2f}x eager  "
             + "  ".join(f"{phase} {seconds * 1e3:.1f}" for phase, seconds in phases.get(name, {}).items())
             + (f"  peak {peak:,.0f} MiB" if peak is not None else "")
