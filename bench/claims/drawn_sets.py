@@ -47,6 +47,7 @@ _TRUTH = (
     "(`python -m fastinfogan.data render`): they are not the published set."
 )
 _FACE_NUMBERS = tuple(best(name) for name in ("azimuth", "elevation", "light", "width"))
+_FACE_FACTORS = tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width"))
 _CHAIR_NUMBERS = tuple(best(name) for name in ("azimuth", "width"))
 _PLATE_NUMBERS = tuple(best(name) for name in ("plate light", "light", "tilt", "scale"))
 _SCORES = (
@@ -70,16 +71,19 @@ CLAIMS = {
                 for name in ("azimuth", "elevation", "lighting")
             },
             "azimuth, std fixed": replace(PRESETS["faces-azimuth"], iterations=3000, fixed_std=True),
+            # With little noise G has to draw most of what differs between faces by its codes (bench/NOTES.md).
+            "azimuth, 8 columns of noise": replace(PRESETS["faces-azimuth"], iterations=3000, noise=8),
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
         numbers=(*_FACE_NUMBERS, *_SCORES),
         draw=dotted(_FACE_NUMBERS),
         shown={
-            "azimuth": tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width")),
+            "azimuth": _FACE_FACTORS,
             "elevation": ("traversal/elevation",),
             "lighting": ("traversal/light",),
             "azimuth, std fixed": ("traversal/azimuth", "traversal/width"),
+            "azimuth, 8 columns of noise": _FACE_FACTORS,
         },
         prepare=drawn("faces", 20_000),
     ),
