@@ -65,14 +65,13 @@ def save_figures(
     generator: Generator, spec: LatentSpec, image_range: tuple[float, float], seed: int, folder: Path, label: str
 ) -> list[Path]:
     """``samples`` and one ``traversal`` per code, as ``folder/NAME-label.png``; G keeps its mode."""
-    folder.mkdir(parents=True, exist_ok=True)
     was_training = generator.training
     generator.eval()
     paths = [folder / f"samples-{label}.png"]
-    sample_figure(generator, spec, image_range, seed).save(paths[0])
+    save(sample_figure(generator, spec, image_range, seed), paths[0])
     for code, name in enumerate(spec.names):
         paths.append(folder / f"traversal-{name}-{label}.png")
-        traversal_figure(generator, spec, code, image_range, seed).save(paths[-1])
+        save(traversal_figure(generator, spec, code, image_range, seed), paths[-1])
     generator.train(was_training)
     return paths
 
