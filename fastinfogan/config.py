@@ -211,10 +211,20 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0 <= self.reject_limit <= 1:
-            raise UserError(f"--reject-limit is a share from 0 to 1, got {self.reject_limit}")
-        if not 0 <= self.seed < 1 << 64:
-            raise UserError(f"--seed must be 0 to 2**64 - 1, got {self.seed}")
+        require_reject_limit(self.reject_limit)
+        require_seed(self.seed)
+
+
+def require_reject_limit(share: float) -> None:
+    """Raise a UserError where ``--reject-limit`` is no share."""
+    if not 0 <= share <= 1:
+        raise UserError(f"--reject-limit is a share from 0 to 1, got {share}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise a UserError where ``--seed`` is no number of 64 bits."""
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"--seed must be 0 to 2**64 - 1, got {seed}")
 
 
 def _flag(name: str) -> str:

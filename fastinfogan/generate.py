@@ -14,6 +14,7 @@ from PIL import Image
 from fastinfogan import checkpoint, figures
 from fastinfogan.codes import LatentSpec
 from fastinfogan.commands import run_command
+from fastinfogan.config import require_seed
 from fastinfogan.errors import UserError
 from fastinfogan.networks import Generator
 from fastinfogan.ops import pack_codes, selfcheck, unpack_codes
@@ -111,8 +112,7 @@ def main() -> None:
     command = tyro.cli(Generate, prog="python -m fastinfogan.generate")
     if not 1 <= command.count <= MOST_IMAGES:
         raise UserError(f"--count must be 1 or more and at most {MOST_IMAGES:,}, got {command.count}")
-    if not 0 <= command.seed < 1 << 64:
-        raise UserError(f"--seed must be 0 to 2**64 - 1, got {command.seed}")
+    require_seed(command.seed)
     if command.what == "traversals" and command.set:
         raise UserError("--set does not go with traversals, which run every code over its values: drop one of them")
     device = choose_device(command.device)

@@ -243,10 +243,11 @@ def test_every_phase_of_every_contestant_is_seen() -> None:
 @pytest.mark.usefixtures("tiny_networks")
 @pytest.mark.parametrize("name", TABLES)
 def test_ours_has_the_objective_that_the_row_names(name: str) -> None:
-    trainer = field(name, 8, CPU)["fastinfogan fp32"]().trainer  # type: ignore[attr-defined]
-    quick = name == "quick-start"
-    assert bool(trainer.config.invariance) is bool(trainer.config.rivals) is quick
-    assert trainer.config.fixed_std is not quick
+    contestant = field(name, 8, CPU)["fastinfogan fp32"]()
+    assert isinstance(contestant, Ours)
+    config, quick = contestant.trainer.config, name == "quick-start"
+    assert bool(config.invariance) is bool(config.rivals) is quick
+    assert config.fixed_std is not quick
 
 
 @pytest.mark.usefixtures("tiny_networks")

@@ -46,8 +46,8 @@ _TRUTH = (
     "regressor that was trained on real ones; circular for the azimuth of chairs. The images are drawn by the project "
     "(`python -m fastinfogan.data render`): they are not the published set."
 )
-_FACE_NUMBERS = tuple(best(name) for name in ("azimuth", "elevation", "light", "width"))
-_FACE_FACTORS = tuple(f"traversal/{name}" for name in ("azimuth", "elevation", "light", "width"))
+_FACE = ("azimuth", "elevation", "light", "width")
+_FACE_NUMBERS, _FACE_FACTORS = tuple(map(best, _FACE)), tuple(f"traversal/{name}" for name in _FACE)
 _CHAIR_NUMBERS = tuple(best(name) for name in ("azimuth", "width"))
 _PLATE_NUMBERS = tuple(best(name) for name in ("plate light", "light", "tilt", "scale"))
 _SCORES = (

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 from fastinfogan import ops
 from fastinfogan.commands import run_command
-from fastinfogan.config import DatasetName, preset
+from fastinfogan.config import DatasetName, preset, require_reject_limit
 from fastinfogan.data import Decoded, Encoded, Factors, Split, open_split, shards, store
 from fastinfogan.data.decode import decode_all
 from fastinfogan.data.header import Refused, require_decodable, size_of
@@ -143,8 +143,7 @@ def prepare(
         shards_to: Write tar shards below this folder instead, for a set that no store can hold; train from there.
         shard_mib: Size of a shard in MiB.
     """
-    if not 0 <= reject_limit <= 1:
-        raise UserError(f"--reject-limit is a share from 0 to 1, got {reject_limit}")
+    require_reject_limit(reject_limit)
     opened = which.open(name)
     if isinstance(opened, Decoded):
         what = "shard" if shards_to else "decode"
