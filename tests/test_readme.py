@@ -59,3 +59,12 @@ def test_the_table_of_presets_is_theirs(name: str) -> None:
     assert rates == f"{config.lr_d:g}, {config.lr_g:g}"
     assert invariance == f"{config.invariance:g}"
     assert iterations == f"{config.iterations:,}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "bench/NOTES.md"])
+def test_every_link_leads_to_a_heading(page: str) -> None:
+    notes = (ROOT / "bench/NOTES.md").read_text()
+    headings = re.findall(r"^#+ (.*)$", notes, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\((?:bench/NOTES\.md)?#([^)]*)\)", (ROOT / page).read_text())
+    assert links and set(links) <= anchors
