@@ -91,7 +91,7 @@ CLAIMS = {
         question="Figure 4: do codes take up rotation and width of chairs?",
         protocol=(
             f"Chairs of 32 x 32 pixels, with the networks, codes and rates of faces (Table 4): Table 6 collapses on "
-            f"chairs that the project draws (bench/NOTES.md). {_TRUTH}"
+            f"chairs that the project draws (the claim chairs-paper, bench/NOTES.md). {_TRUTH}"
         ),
         variants={"Table 4, inverted": replace(_CHAIRS, invert=True), "Table 4": _CHAIRS},
         seeds=SEEDS,
@@ -100,6 +100,17 @@ CLAIMS = {
         draw=dotted(_CHAIR_NUMBERS),
         shown={"Table 4, inverted": ("traversal/azimuth", "traversal/width")},
         prepare=drawn("chairs", 20_000, size=32),
+    ),
+    "chairs-paper": Claim(
+        question="Figure 4 with the paper's own networks: does Table 6 draw chairs?",
+        protocol=f"Chairs of 64 x 64 pixels, Table 6, the paper's rates and weights for rotation. {_TRUTH}",
+        variants={"the paper's": replace(PRESETS["chairs-rotation"], iterations=1000)},
+        seeds=SEEDS[:1],
+        groups=("information", "traversal", "disentanglement"),
+        numbers=(*_CHAIR_NUMBERS, *_SCORES),
+        draw=dotted(_CHAIR_NUMBERS),
+        shown={"the paper's": ("traversal/azimuth",)},
+        prepare=drawn("chairs", 20_000),
     ),
     "svhn": Claim(
         question="Figure 5: do continuous codes take up lighting of house numbers?",
