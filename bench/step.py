@@ -1,15 +1,18 @@
 """One training iteration: images per second, time by phase and peak memory, against a popular-style trainer.
 
-The contestants take turns, all on the same images, which lie on the device, and are compared by the median of the
-ratios turn by turn. Phases are timed in turns of their own, iteration by iteration; memory in fresh processes. The
+The contestants, each in a process of its own (``bench/apart.py``), take turns, all on the same images, which lie on the
+device, and are compared by the median of the ratios turn by turn. Phases are timed in turns of their own, iteration by
+iteration; memory in fresh processes. The
 floor (``bench/floor.py``) is the arithmetic and the traffic that an iteration cannot do without, at the rates that
 plain products and copies reached in the same run: in fp32 and in the low precision that ``--amp`` picks.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +22,11 @@ import torch
 import tyro
 
 from bench import floor, plots
-from bench.contestants import Contestant
+from bench.apart import Apart, Timed
 from bench.field import IMAGES, TABLES, field, format_name
-from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, repeated, results_file, significant
+from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, results_file, significant
 from bench.memory import peak_mib
-from bench.ours import Ours
-from bench.stopwatch import PHASES, Stopwatch
-from fastinfogan.capture import WARM_UP
+from bench.stopwatch import PHASES
 from fastinfogan.config import PRESETS
 from fastinfogan.errors import UserError
 from fastinfogan.precision import choose_device, choose_precision
@@ -103,25 +104,17 @@ def in_order(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 def measure(preset: str, batch: int, device: torch.device, options: Options, reached: Rates) -> list[dict[str, str]]:
     """The rows of one preset and batch, printed as they are known."""
-    torch.compiler.reset()  # or the ninth shape would meet the limit of recompilations and run eagerly
     turns = 3 if options.quick else options.turns
-    makers = {
-        name: make for name, make in field(preset, batch, device).items() if not (options.quick and "tuned" in name)
-    }
-    contestants = {name: make() for name, make in makers.items()}
     times = 1 if options.quick else max(1, min(5, 640 // batch))
-    if device.type == "cuda":  # ours captures its iteration after some eager ones, and what is timed are replays
-        for contestant in contestants.values():
-            repeated(contestant.advance, WARM_UP + 1)()
-        # One whose capture was refused, as it has said, runs op by op, and that has a row of its own.
-        contestants = {
-            name: one for name, one in contestants.items() if not (isinstance(one, Ours) and one.capture_refused)
-        }
-    runs = {name: repeated(contestant.advance, times) for name, contestant in contestants.items()}
-    seconds = in_turns(runs, turns, device)
-    # A captured iteration is one launch and has no phases to see.
-    seen = {name: one for name, one in contestants.items() if not (isinstance(one, Ours) and one.captured)}
-    phases = by_phase(seen, times * max(3, turns // 3), device)
+    with ExitStack() as processes:
+        contestants: dict[str, Timed] = {
+            name: processes.enter_context(Apart(preset, batch, name, device))
+            for name in field(preset, batch, device) if not (options.quick and "tuned" in name)
+        }  # fmt: skip
+        contestants = {name: one for name, one in contestants.items() if one.takes_part()}
+        runs = {name: functools.partial(one.turn, times) for name, one in contestants.items()}
+        seconds = in_turns(runs, turns, device)
+        phases = by_phase(contestants, times * max(3, turns // 3))
     rows: list[dict[str, str]] = []
     for name, values in seconds.items():
         took = quantiles(values / times)
@@ -156,16 +149,12 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
     return rows
 
 
-def by_phase(contestants: dict[str, Contestant], iterations: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Median seconds of each phase of each contestant, who take turns of one iteration; their calls stay watched."""
-    watches = {name: Stopwatch(device) for name in contestants}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for name, contestant in contestants.items():
-        contestant.watch(watches[name])
+def by_phase(contestants: Mapping[str, Timed], iterations: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each phase of each contestant that has any; they take turns of one iteration."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name, one in contestants.items() if one.has_phases()}
     for _ in range(iterations):
-        for name, contestant in contestants.items():
-            contestant.advance()
-            found[name].append(watches[name].read())
+        for name, readings in found.items():
+            readings.append(contestants[name].phases())
     return {
         name: {phase: float(np.median([one[phase] for one in readings])) for phase in PHASES}
         for name, readings in found.items()

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from recorder import Recorder
 
 from bench import floor, iteration_report, kernels, measure, memory, plots, step
 from bench.__main__ import BENCHES
+from bench.apart import Apart, Near
 from bench.field import TABLES, field
 from bench.floor import Work
 from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, repeated, results_file, write_csv
@@ -234,9 +236,9 @@ def test_a_stopwatch_adds_the_calls_of_a_phase_and_starts_anew_when_read() -> No
 
 @pytest.mark.usefixtures("tiny_networks")
 def test_every_phase_of_every_contestant_is_seen() -> None:
-    made = {name: make() for name, make in field("mnist", 8, CPU).items() if "tuned" not in name}
+    made = {name: Near(make(), CPU) for name, make in field("mnist", 8, CPU).items() if "tuned" not in name}
     assert len(made) >= 2
-    for name, phases in step.by_phase(made, 2, CPU).items():
+    for name, phases in step.by_phase(made, 2).items():
         assert all(phases[phase] > 0 for phase in PHASES), name
 
 
@@ -259,12 +261,38 @@ def test_a_contestant_whose_capture_was_refused_is_known(refused: bool, monkeypa
         draw = contestant.trainer.draw
         monkeypatch.setattr(contestant.trainer, "draw", lambda step: (step.item(), draw(step))[1])
     contestant.trainer.capture_in(Recorder())
-    for _ in range(WARM_UP + 1):
-        contestant.advance()
+    near = Near(contestant, CPU)
+    near.turn(WARM_UP + 1)
     assert contestant.capture_refused is refused and contestant.captured is not refused
+    assert near.takes_part() is not refused and near.has_phases() is refused
 
 
-@pytest.mark.usefixtures("tiny_networks")
+@pytest.fixture
+def in_this_process(tiny_networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants of ``step`` where fixtures reach them."""
+
+    def near(preset: str, batch: int, name: str, device: torch.device) -> AbstractContextManager[Near]:
+        return nullcontext(Near(field(preset, batch, device)[name](), device))
+
+    monkeypatch.setattr(step, "Apart", near)
+
+
+def test_a_contestant_apart_takes_the_turns_that_it_is_asked_for() -> None:
+    with Apart("mnist", 2, "eager fp32", CPU) as apart:
+        assert apart.takes_part() and apart.has_phases()
+        apart.turn(2)
+        assert all(seconds > 0 for seconds in apart.phases().values())
+
+
+def test_a_contestant_whose_process_has_ended_is_told() -> None:
+    with (
+        Apart("mnist", 2, "nobody", CPU) as apart,
+        pytest.raises(UserError, match="nobody on mnist at batch 2 ended with status 1: choose smaller --batches"),
+    ):
+        apart.turn(1)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_rows_of_step_say_what_the_issue_asks(capsys: pytest.CaptureFixture[str]) -> None:
     reached = step.Rates({"fp32": 1e9, "bf16": 2e9, "fp16": 2e9}, 1e9)
     rows = step.measure("mnist", 8, CPU, step.Options(quick=True, memory=False), reached)
@@ -287,7 +315,7 @@ def test_a_captured_iteration_has_no_phases_and_is_a_bar_of_its_median() -> None
     assert by_phase == [[0.0, 250.0]] * len(PHASES) and whole == [500.0, 0.0]
 
 
-@pytest.mark.usefixtures("tiny_networks")
+@pytest.mark.usefixtures("in_this_process")
 def test_phases_are_not_asked_of_a_captured_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ours, "captured", True)
     rows = step.measure(
