@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing
 import signal
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -71,8 +70,8 @@ class Near:
         return self._stopwatch.read()
 
 
-class Apart:
-    """The contestant ``name`` of :func:`bench.field.field` in a process of its own, until :meth:`close`.
+class Apart(contextlib.AbstractContextManager["Apart"]):
+    """The contestant ``name`` of :func:`bench.field.field` in a process of its own, which ends with the context.
 
     Raises:
         UserError: of every method, where that process has ended, for want of memory for instance.
@@ -86,16 +85,10 @@ class Apart:
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process, and give its memory back."""
-        self._pipe.close()
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()  # in the middle of a turn, too: nobody waits for it any more
         self._process.join()
+        self._pipe.close()
 
     def takes_part(self) -> bool:
         return bool(self._ask("takes_part"))
@@ -123,9 +116,9 @@ class Apart:
 
 def _serve(pipe: Connection, preset: str, batch: int, name: str, device: str) -> None:
     """What the process does: call the methods of a :class:`Near` that it is asked for, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     near = Near(field(preset, batch, torch.device(device))[name](), torch.device(device))
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError):  # whoever asked is gone
         while True:
             method, arguments = pipe.recv()
             pipe.send(getattr(near, method)(*arguments))

@@ -2,9 +2,9 @@
 
 The contestants, each in a process of its own (``bench/apart.py``), take turns, all on the same images, which lie on the
 device, and are compared by the median of the ratios turn by turn. Phases are timed in turns of their own, iteration by
-iteration; memory in fresh processes. The
-floor (``bench/floor.py``) is the arithmetic and the traffic that an iteration cannot do without, at the rates that
-plain products and copies reached in the same run: in fp32 and in the low precision that ``--amp`` picks.
+iteration; memory in fresh processes. The floor (``bench/floor.py``) is the arithmetic and the traffic that an iteration
+cannot do without, at the rates that plain products and copies reached in the same run: in fp32 and in the low precision
+that ``--amp`` picks.
 """
 
 from __future__ import annotations
