@@ -82,7 +82,9 @@ class Apart(contextlib.AbstractContextManager["Apart"]):
         spawning = multiprocessing.get_context("spawn")  # OpenMP's threads do not survive a fork
         self._pipe, theirs = spawning.Pipe()
         self._process = spawning.Process(target=_serve, args=(theirs, preset, batch, name, str(device)), daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited: Ctrl-C is for the process that asks
         self._process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +118,6 @@ class Apart(contextlib.AbstractContextManager["Apart"]):
 
 def _serve(pipe: Connection, preset: str, batch: int, name: str, device: str) -> None:
     """What the process does: call the methods of a :class:`Near` that it is asked for, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     near = Near(field(preset, batch, torch.device(device))[name](), torch.device(device))
     with contextlib.suppress(EOFError, BrokenPipeError):  # whoever asked is gone
         while True:
