@@ -24,6 +24,8 @@ from bench.stopwatch import Stopwatch
 from fastinfogan.capture import WARM_UP
 from fastinfogan.errors import UserError
 
+PATIENCE = 5  # seconds in which a process may end by itself; in the middle of a turn it is not waited for any longer
+
 
 class Timed(Protocol):
     """One whose turns are timed."""
@@ -88,9 +90,10 @@ class Apart(contextlib.AbstractContextManager["Apart"]):
         theirs.close()
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()  # in the middle of a turn, too: nobody waits for it any more
-        self._process.join()
         self._pipe.close()
+        self._process.join(PATIENCE)
+        self._process.terminate()
+        self._process.join()
 
     def takes_part(self) -> bool:
         return bool(self._ask("takes_part"))
