@@ -2,7 +2,8 @@
 
 On a CPU the high-water mark of the process's resident memory, interpreter and what all contestants import included, so
 that small batches hardly show; on a GPU the most that PyTorch had reserved. ``bench/step.py`` starts one such process
-per contestant: in one process, what the first had used would count for all that follow.
+per contestant: in one process, what the first had used would count for all that follow, and those that take turns
+(``bench/apart.py``) hold thousands of images each.
 """
 
 from __future__ import annotations

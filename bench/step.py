@@ -107,11 +107,13 @@ def measure(preset: str, batch: int, device: torch.device, options: Options, rea
     turns = 3 if options.quick else options.turns
     times = 1 if options.quick else max(1, min(5, 640 // batch))
     with ExitStack() as processes:
-        contestants: dict[str, Timed] = {
-            name: processes.enter_context(Apart(preset, batch, name, device))
-            for name in field(preset, batch, device) if not (options.quick and "tuned" in name)
-        }  # fmt: skip
-        contestants = {name: one for name, one in contestants.items() if one.takes_part()}
+        contestants: dict[str, Timed] = {}
+        for name in field(preset, batch, device):
+            if options.quick and "tuned" in name:
+                continue
+            one = processes.enter_context(Apart(preset, batch, name, device))
+            if one.takes_part():  # waits until it has warmed up: cuDNN's trials need the GPU to themselves
+                contestants[name] = one
         runs = {name: functools.partial(one.turn, times) for name, one in contestants.items()}
         seconds = in_turns(runs, turns, device)
         phases = by_phase(contestants, times * max(3, turns // 3))
