@@ -197,13 +197,14 @@ def test_generate_is_a_function_of_its_seed(
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
 
 
+@pytest.mark.parametrize("count", [20, 11])
 def test_an_interpolation_runs_between_two_samples_of_the_seed(
-    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
+    count: int, finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, spec, network, _ = checkpoint.load_networks(finished[0], torch.device("cpu"))
     fed: list[torch.Tensor] = []
     monkeypatch.setattr(figures, "generate", lambda g, z: (fed.append(z), g(z).detach())[1])
-    command = generate.Generate(run=finished[0], count=20, what="interpolation", seed=7, set=("c1=3",))
+    command = generate.Generate(run=finished[0], count=count, what="interpolation", seed=7, set=("c1=3",))
     generate.draw(command, network, spec, saved.config.network_tables.image_range)
     ends = generate.fix_codes(spec, figures.latents(network, spec, 4, 7), {0: 3.0})
     rows = fed[0].view(2, figures.COLUMNS, spec.dim)

@@ -71,6 +71,12 @@ def test_every_shard_is_a_tar_for_other_readers_and_as_large_as_asked_for(photos
     assert found == [photos.read(i) for i in range(N)]
 
 
+def test_a_shard_that_has_just_the_size_asked_for_is_full(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", {f"{i}.jpg": bytes(512) for i in range(3)})  # a header and one block each
+    sharded(open_folder(tmp_path / "photos", "train"), tmp_path, size=1024)
+    assert len(list((tmp_path / "train").glob("*.tar"))) == 3
+
+
 def test_the_index_is_the_one_that_dalis_own_tool_writes(photos: Encoded, tmp_path: Path) -> None:
     pytest.importorskip("wds2idx", reason="DALI is not installed")
     sharded(photos, tmp_path)

@@ -79,6 +79,14 @@ def test_the_record_holds_a_hash_of_every_block(tmp_path: Path) -> None:
     assert len({note["sha256"] for note in notes}) == 5
 
 
+def test_a_store_in_blocks_of_another_size_is_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped build counts what is done in blocks."""
+    keep(tmp_path, source())
+    monkeypatch.setattr(store, "BLOCK", 6)
+    keep(tmp_path, lambda *_: iter([(EXPECTED, LOST)]))
+    assert len(list((tmp_path / store.FOLDER).glob("*.npy"))) == 2
+
+
 @pytest.mark.parametrize("at", [0, 1, 3, 4])
 def test_a_build_that_was_stopped_goes_on_after_its_last_block(
     tmp_path: Path, at: int, capsys: pytest.CaptureFixture[str]

@@ -118,6 +118,12 @@ def test_figures_are_a_function_of_the_seed(generator: Generator) -> None:
     assert all(one != other for one, other in zip(once, drawn(2), strict=True))
 
 
+def test_pictures_show_latents_that_training_did_not_draw(generator: Generator) -> None:
+    drawn = figures.latents(generator, SPEC, 10, seed=1)
+    trained_on = sample_latents(SPEC, 10, seed=1, step=0, device=torch.device("cpu")).z
+    assert drawn.shape == trained_on.shape and not (drawn == trained_on)[:, : SPEC.noise].any()
+
+
 def test_figures_do_not_change_the_generator(generator: Generator, tmp_path: Path) -> None:
     generator.train()
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}

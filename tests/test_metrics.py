@@ -261,6 +261,17 @@ def test_the_bound_is_a_function_of_the_seed_and_leaves_the_networks_alone(tiny_
     assert once["total"] == pytest.approx(sum(once[name] for name in config.spec.names))
 
 
+def test_d_has_the_statistics_of_a_quarter_of_the_images_that_it_is_asked_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[torch.Tensor] = []
+    asked: list[torch.Tensor] = []
+    recognise = exact(MIXED, 1.0)
+    monkeypatch.setattr(information, "recalibrated", lambda d, images: (shown.extend(images), d)[1])
+    bound(MIXED, lambda z: (asked.append(z), recognise(z))[1])
+    assert len(asked) == 4 and len(shown) == 1 and torch.equal(shown[0].flatten(1), asked[0])
+
+
 def test_the_evaluation_draws_what_training_never_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, int]] = []
     for module in (information, images_module):

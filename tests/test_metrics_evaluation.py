@@ -216,6 +216,33 @@ def test_generated_images_are_compared_with_the_test_split(
     assert given["seen"] is True
 
 
+def test_samples_are_drawn_and_judged_by_the_seed_of_the_run(
+    tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "fashion-mnist", idx_files(30))
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(evaluation, "feature_network", lambda *_: flat())
+    monkeypatch.setattr(evaluation, "sample_quality", lambda _, **keywords: given.append(keywords))
+    for seed in (5, 5, 6):
+        config = tiny_config(data=tmp_path, seed=seed)
+        evaluation.evaluate(config, *build(config.network_tables, config.spec, seed=0), 3, ("samples",))
+    one, same, other = (keywords["generated"] for keywords in given)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert [keywords["seed"] for keywords in given] == [5, 5, 6]
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_images_are_opened_as_training_opened_them(
+    gray: bool, tmp_path: Path, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    blank = Decoded("faces", torch.zeros(10, 28, 28, 1, dtype=torch.uint8), None)
+    monkeypatch.setattr(subject.data, "open_split", lambda *_, **how: (opened.append(how), blank)[1])
+    config = tiny_config(dataset="faces", data=tmp_path, gray=gray)
+    _ = Subject(config, *build(config.network_tables, config.spec, seed=0)).real
+    assert opened and all(how == {"gray": gray, "tables": config.tables} for how in opened)
+
+
 def test_a_regressor_and_a_probe_are_fitted_on_the_training_images_and_judged_on_the_others(
     tmp_path: Path, tiny_networks: None, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,12 @@ from torch import nn
 
 from fastinfogan import LatentSpec, data, evaluate
 from fastinfogan.errors import UserError
-from fastinfogan.metrics import features
+from fastinfogan.metrics import convnet, features
 from fastinfogan.metrics.convnet import FEATURES, ConvNet, fit, outputs_of
 from fastinfogan.metrics.features import COLOUR_SIDE, feature_network, weights_path
 from fastinfogan.metrics.images import as_pixels, generated, image_batches, render
 from fastinfogan.networks import TABLES, Generator
+from fastinfogan.ops import image_batch
 
 CPU = torch.device("cpu")
 
@@ -60,6 +61,20 @@ def test_the_training_is_a_function_of_the_seed_and_leaves_torchs_stream_alone()
     assert torch.rand(1) == expected
     torch.testing.assert_close(once.output.weight, again.output.weight)
     assert not torch.allclose(once.output.weight, other.output.weight)
+
+
+def test_every_epoch_has_an_order_of_its_own_that_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[torch.Tensor] = []
+    pixels, _ = stripes(256, 0)
+    monkeypatch.setattr(
+        convnet, "image_batch", lambda chosen, *a, **k: (shown.append(chosen), image_batch(chosen, *a, **k))[1]
+    )
+    numbers = torch.arange(256.0)[:, None]
+    fit((1, 16, 16), 1, pixels, numbers, nn.functional.mse_loss, epochs=2, seed=0, device=CPU)
+    first, second = torch.cat(shown[:2]), torch.cat(shown[2:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert torch.equal(epoch.flatten(1).unique(dim=0), pixels.flatten(1).unique(dim=0))
 
 
 @pytest.fixture
