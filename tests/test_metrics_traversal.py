@@ -96,11 +96,30 @@ def test_a_code_that_is_a_factor_is_found_to_be_it_and_no_other(found: Traversal
     assert all(of["size"] is None for of in found.correlations.values())
 
 
+class Elsewhere(Known):
+    """c3 is the darkness, from another one on for every noise; the other codes are nothing."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        noise, (_, c3, _) = z[:, 0], z[:, SPEC.continuous_columns].T
+        light = 0.5 - 0.1 * c3 + 0.39 * noise
+        return blob(torch.zeros_like(c3), light, torch.zeros_like(c3)) * 2 - 1
+
+
+def test_what_a_code_does_to_each_row_is_told_apart_from_what_all_rows_have_in_common(reader: FactorReader) -> None:
+    certain = dict.fromkeys(reader.names, 1.0)
+    found = traversal_truth(reader, certain, Elsewhere(), SPEC, (-1.0, 1.0), seed=0, fit_images=1)  # type: ignore[arg-type]
+    assert -0.6 < (found.correlations["c3"]["light"] or 0) < -0.05
+    assert (found.within["c3"]["light"] or 0) < -0.95 and abs(found.within["c4"]["light"] or 0) < 0.1
+    assert all(of["azimuth"] is None and of["size"] is None for of in found.within.values())
+    assert f"light {found.within['c3']['light']:+.2f} (c3)" in "\n".join(found.lines())
+
+
 def test_of_a_factor_that_the_regressor_cannot_read_nothing_is_said(reader: FactorReader) -> None:
     """On noise the largest of 36 cuts of a circle always correlates with something."""
     unread = {"azimuth": 0.01, "light": 0.9, "size": 0.9}
     found = traversal_truth(reader, unread, Known(), SPEC, (-1.0, 1.0), seed=0, fit_images=1)  # type: ignore[arg-type]
     assert all(of["azimuth"] is None and of["light"] is not None for of in found.correlations.values())
+    assert all(of["azimuth"] is None for of in found.within.values())
     line = next(line for line in found.lines() if line.strip().startswith("azimuth"))
     assert line.split() == ["azimuth", "0.010", "-", "-", "-"]
 

@@ -47,6 +47,7 @@ _TRUTH = (
     "(`python -m fastinfogan.data render`): they are not the published set."
 )
 _FACE = ("azimuth", "elevation", "light", "width")
+_TURNED = Number("traversal/within/azimuth", "azimuth within a head")
 _FACE_NUMBERS, _FACE_FACTORS = tuple(map(best, _FACE)), tuple(f"traversal/{name}" for name in _FACE)
 _CHAIR_NUMBERS = tuple(best(name) for name in ("azimuth", "width"))
 _PLATE_NUMBERS = tuple(best(name) for name in ("plate light", "light", "tilt", "scale"))
@@ -76,7 +77,7 @@ CLAIMS = {
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
-        numbers=(*_FACE_NUMBERS, *_SCORES),
+        numbers=(*_FACE_NUMBERS, _TURNED, *_SCORES),
         draw=dotted(_FACE_NUMBERS),
         shown={
             "azimuth": _FACE_FACTORS,

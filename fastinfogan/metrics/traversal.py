@@ -36,11 +36,14 @@ class TraversalTruth:
 
     correlations: per continuous code and factor, rank correlation of the code with the factor that the regressor
     reads, in [-1, 1]; None for categorical factors, which have no order, and for those that it cannot read: an R2 below
-    0.5.
+    0.5. within: the same along each row alone, all other latents held, as the paper's figures show it: median over the
+    rows. A code that turns every head, but each from another side, has much of it and little of the other. None for
+    circular factors too, which each row would cut open to its own advantage.
     """
 
     held_out: dict[str, float]
     correlations: dict[str, dict[str, float | None]]
+    within: dict[str, dict[str, float | None]]
     rows: int
     values: int
     fit_images: int
@@ -53,6 +56,15 @@ class TraversalTruth:
             found = (of[name] for of in self.correlations.values())
             cells = ("-" if rho is None else f"{rho:+.2f}" for rho in found)
             shown.append(f"  {name:<16}{quality:>10.3f}" + "".join(f"{cell:>8}" for cell in cells))
+        rows = [
+            f"{name} {of[name]:+.2f} ({code})"
+            for name in self.held_out
+            for code, of in self.within.items()
+            if of[name] is not None and code == self._strongest(name)
+        ]
+        if rows:
+            shown.append("  the strongest code within a row of latents, median of the rows:")
+            shown += [f"    {'   '.join(rows[first : first + 4])}" for first in range(0, len(rows), 4)]
         shown.append(
             f"  {self.rows} latents, the code swept over {self.values} values; regressor: its R2 (accuracy of a"
         )
@@ -61,6 +73,10 @@ class TraversalTruth:
         )
         shown.append(f"  -: a factor without order, or one that it cannot read (R2 below {READABLE})")
         return shown
+
+    def _strongest(self, factor: str) -> str:
+        """The code that correlates most with ``factor`` over all rows."""
+        return max(self.correlations, key=lambda code: abs(self.correlations[code][factor] or 0))
 
 
 class FactorReader:
@@ -136,17 +152,23 @@ def traversal_truth(
     drawn = draw_latents(spec, ROWS, generator.prior, seed=seed, step=1, stream=EVALUATION, device=device)
     noise = drawn.z[:, : spec.noise]
     correlations: dict[str, dict[str, float | None]] = {}
+    within: dict[str, dict[str, float | None]] = {}
     for place, prior in enumerate(spec.continuous):
         code = len(spec.categorical) + place
         values = torch.linspace(*_SWEEP[prior], VALUES, device=device)
         z = traversal(spec, noise, drawn.categories, drawn.continuous, code=code, values=values)
         found = reader.read(render(generator, z, image_range))
         swept = np.tile(values.double().cpu().numpy(), ROWS)
+        readings = list(zip(reader.names, reader.kinds, found, strict=True))
         correlations[spec.names[code]] = {
             name: _correlation(kind, swept, read) if held_out[name] >= READABLE else None
-            for name, kind, read in zip(reader.names, reader.kinds, found, strict=True)
+            for name, kind, read in readings
         }
-    return TraversalTruth(held_out, correlations, ROWS, VALUES, fit_images)
+        within[spec.names[code]] = {
+            name: _within(swept, read) if held_out[name] >= READABLE and kind == "continuous" else None
+            for name, kind, read in readings
+        }
+    return TraversalTruth(held_out, correlations, within, ROWS, VALUES, fit_images)
 
 
 def _correlation(kind: str, swept: Floats, read: Floats) -> float | None:
@@ -154,3 +176,8 @@ def _correlation(kind: str, swept: Floats, read: Floats) -> float | None:
         return None
     candidates = unrolled(np.arctan2(read[:, 1], read[:, 0])) if kind == "circular" else [read[:, 0]]
     return max((rank_correlation(swept, one) for one in candidates), key=abs)
+
+
+def _within(swept: Floats, read: Floats) -> float:
+    rows = zip(swept.reshape(-1, VALUES), read.reshape(-1, VALUES), strict=True)
+    return float(np.median([rank_correlation(*row) for row in rows]))
