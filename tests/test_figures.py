@@ -25,7 +25,7 @@ CATEGORICAL = {0: 4, 1: 13}  # c1 and c2; c3 and c4 are continuous
 class Identity(nn.Module):
     """A generator whose image is its latents."""
 
-    prior = None
+    prior, harmonics = None, 0
 
     def __init__(self) -> None:
         super().__init__()
