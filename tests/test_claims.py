@@ -177,21 +177,6 @@ def test_a_run_of_which_nobody_knows_the_machine_is_not_gone_on_with(
         trained(TrainConfig(iterations=8), tmp_path, MACHINE)
 
 
-def test_a_row_says_what_the_strongest_code_does_with_all_else_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "run_module", lambda *_: None)
-    traversal = {
-        "correlations": {"c1": {"azimuth": 0.3, "turn": 0.9}, "c2": {"azimuth": -0.8, "turn": 0.2}},
-        "within": {"c1": {"azimuth": 0.99, "turn": None}, "c2": {"azimuth": -0.95, "turn": None}},
-    }
-    (tmp_path / "evaluation.json").write_text(json.dumps({"clusterings": {}, "traversal": traversal}))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "images_per_second": 20.0}\n')
-    row = judged(tmp_path, ("traversal",), TrainConfig())
-    assert (row["traversal/code/azimuth"], row["traversal/within/azimuth"]) == ("c2", "0.95")
-    assert row["traversal/code/turn"] == "c1" and "traversal/within/turn" not in row  # circular
-
-
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(

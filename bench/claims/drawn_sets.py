@@ -47,7 +47,6 @@ _TRUTH = (
     "(`python -m fastinfogan.data render`): they are not the published set."
 )
 _FACE = ("azimuth", "elevation", "light", "width")
-_TURNED = Number("traversal/within/azimuth", "azimuth within a head")
 _FACE_NUMBERS, _FACE_FACTORS = tuple(map(best, _FACE)), tuple(f"traversal/{name}" for name in _FACE)
 _CHAIR_NUMBERS = tuple(best(name) for name in ("azimuth", "width"))
 _PLATE_NUMBERS = tuple(best(name) for name in ("plate light", "light", "tilt", "scale"))
@@ -81,7 +80,7 @@ CLAIMS = {
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
-        numbers=(*_FACE_NUMBERS, _TURNED, *_SCORES),
+        numbers=(*_FACE_NUMBERS, *_SCORES),
         draw=dotted(_FACE_NUMBERS),
         shown={
             "azimuth": _FACE_FACTORS,

@@ -50,11 +50,6 @@ def best_column(factor: str) -> str:
     return factor.replace("/", "/best/", 1)
 
 
-def within_column(factor: str) -> str:
-    """Of a row: how strongly the code that has ``factor`` most has it while all other latents are held."""
-    return factor.replace("/", "/within/", 1)
-
-
 def code_column(factor: str) -> str:
     """Of a row: the code that has ``factor`` most."""
     return factor.replace("/", "/code/", 1)
@@ -94,8 +89,6 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
         for factor, (strength, code) in strongest(table).items():
             numbers[best_column(f"{group}/{factor}")] = significant(strength)
             numbers[code_column(f"{group}/{factor}")] = code
-            if group == "traversal" and (within := found[group]["within"][code][factor]) is not None:
-                numbers[within_column(f"{group}/{factor}")] = significant(abs(within))
     # Confusion is not kept of thousands of values.
     codes = {name: code for name, code in found["clusterings"].items() if code["confusion"]}
     for name, code in codes.items():
