@@ -58,8 +58,7 @@ class TrainConfig:
     codes: tuple[str, ...] = ("cat:10", "uniform:2")
     """The latent code, any mix of cat:K, uniform:N and gaussian:N; called c1, c2, ... with the categories first."""
     harmonics: int = 0
-    """Not the paper's: give G sin and cos of k pi / 2 c beside each continuous code c, k up to this number, so that one
-    code can turn things about."""
+    """Not the paper's: give G sin and cos of k pi / 2 c beside each continuous code c, for k from 1 to this number."""
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
     learn_prior: bool = False

@@ -89,6 +89,10 @@ class Tables:
         low = -1.0 if self.generator[-1].act == "tanh" else 0.0
         return (1.0, low) if self.inverted else (low, 1.0)
 
+    def generator_inputs(self, spec: LatentSpec) -> int:
+        """Columns that the generator's first layer gets: the latents, and the harmonics of the continuous codes."""
+        return spec.dim + 2 * self.harmonics * len(spec.continuous)
+
 
 # Tables 2 and 3 differ only in the number of inputs and outputs, which the LatentSpec sets.
 _COLOUR = Tables(
@@ -291,9 +295,9 @@ class Generator(nn.Module):
     prior: what its categories are to be drawn from, where that is learnt with it; None where all are equally frequent.
 
     With ``tables.harmonics``, which are not the paper's, its first layer also gets sin and cos of k pi / 2 times each
-    continuous code c, for k from 1 to their number. What turns in front of a camera runs along a curve through the
-    space of images; from c alone the first layers make a line, so that one code takes the side to which the curve
-    leads, another one how far, and neither is the angle (bench/NOTES.md).
+    continuous code c, for k from 1 to their number: what turns in front of a camera runs along a curve through the
+    space of images, and from c alone a first layer makes a line. Whether one code then follows the curve is not settled
+    (bench/NOTES.md, "One code along a curve").
     """
 
     turns: torch.Tensor  # k pi / 2
@@ -302,8 +306,7 @@ class Generator(nn.Module):
         super().__init__()
         self.harmonics = tables.harmonics
         self.continuous_columns = spec.continuous_columns
-        inputs = spec.dim + 2 * self.harmonics * len(spec.continuous)
-        self.blocks = _blocks(tables.generator, (inputs, 1), "relu")
+        self.blocks = _blocks(tables.generator, (tables.generator_inputs(spec), 1), "relu")
         self.register_buffer("turns", torch.arange(1, self.harmonics + 1) * (math.pi / 2), persistent=False)
         self.prior = LearnedPrior(spec) if spec.learn_prior else None
         initialise(self)

@@ -73,7 +73,7 @@ CLAIMS = {
             "azimuth, std fixed": replace(PRESETS["faces-azimuth"], iterations=3000, fixed_std=True),
             # With little noise G has to draw most of what differs between faces by its codes (bench/NOTES.md).
             "azimuth, 8 columns of noise": replace(PRESETS["faces-azimuth"], iterations=3000, noise=8),
-            # What turns runs along a curve, which G can follow by sin and cos of one code (bench/NOTES.md).
+            # Does a code that turns a head, which is a curve, need its sin and cos? (bench/NOTES.md)
             "azimuth, 8 columns of noise, 2 harmonics": replace(
                 PRESETS["faces-azimuth"], iterations=3000, noise=8, harmonics=2
             ),

@@ -56,12 +56,11 @@ class TraversalTruth:
             found = (of[name] for of in self.correlations.values())
             cells = ("-" if rho is None else f"{rho:+.2f}" for rho in found)
             shown.append(f"  {name:<16}{quality:>10.3f}" + "".join(f"{cell:>8}" for cell in cells))
-        rows = [
-            f"{name} {of[name]:+.2f} ({code})"
-            for name in self.held_out
-            for code, of in self.within.items()
-            if of[name] is not None and code == self._strongest(name)
-        ]
+        rows = []
+        for name in self.held_out:
+            strongest = max(self.correlations, key=lambda code: abs(self.correlations[code][name] or 0))
+            if (rho := self.within[strongest][name]) is not None:
+                rows.append(f"{name} {rho:+.2f} ({strongest})")
         if rows:
             shown.append("  the strongest code within a row of latents, median of the rows:")
             shown += [f"    {'   '.join(rows[first : first + 4])}" for first in range(0, len(rows), 4)]
@@ -73,10 +72,6 @@ class TraversalTruth:
         )
         shown.append(f"  -: a factor without order, or one that it cannot read (R2 below {READABLE})")
         return shown
-
-    def _strongest(self, factor: str) -> str:
-        """The code that correlates most with ``factor`` over all rows."""
-        return max(self.correlations, key=lambda code: abs(self.correlations[code][factor] or 0))
 
 
 class FactorReader:
@@ -159,15 +154,11 @@ def traversal_truth(
         z = traversal(spec, noise, drawn.categories, drawn.continuous, code=code, values=values)
         found = reader.read(render(generator, z, image_range))
         swept = np.tile(values.double().cpu().numpy(), ROWS)
-        readings = list(zip(reader.names, reader.kinds, found, strict=True))
-        correlations[spec.names[code]] = {
-            name: _correlation(kind, swept, read) if held_out[name] >= READABLE else None
-            for name, kind, read in readings
-        }
-        within[spec.names[code]] = {
-            name: _within(swept, read) if held_out[name] >= READABLE and kind == "continuous" else None
-            for name, kind, read in readings
-        }
+        over_all, in_rows = correlations.setdefault(spec.names[code], {}), within.setdefault(spec.names[code], {})
+        for name, kind, read in zip(reader.names, reader.kinds, found, strict=True):
+            readable = held_out[name] >= READABLE
+            over_all[name] = _correlation(kind, swept, read) if readable else None
+            in_rows[name] = _within(swept, read) if readable and kind == "continuous" else None
     return TraversalTruth(held_out, correlations, within, ROWS, VALUES, fit_images)
 
 
