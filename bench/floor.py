@@ -76,7 +76,7 @@ def _taps_within(small: int, stride: int) -> int:
 
 def iteration(tables: Tables, spec: LatentSpec, batch: int, value_bytes: int) -> Work:
     """One iteration on ``batch`` images with activations and weights of ``value_bytes`` bytes."""
-    generator = part(tables.generator, (tables.generator_inputs(spec), 1))
+    generator = part(tables.generator, (spec.dim, 1))
     trunk = part(tables.trunk, tables.image[:2])
     adversarial = part([fc(1)], trunk.shape)
     recognition = part([*tables.recognition, fc(spec.head_dim)], trunk.shape)

@@ -22,7 +22,6 @@ from fastinfogan.networks import TABLES, Tables, TablesName
 from fastinfogan.objective import Objective
 
 MOST_RIVALS = 1_000  # more take minutes to build, and learn nothing that fewer do not
-MOST_HARMONICS = 16  # it turns four times from 0 to 1, faster than Q can read it
 
 DatasetName = Literal["mnist", "fashion-mnist", "svhn", "celeba", "faces", "chairs", "dsprites", "folder"]
 
@@ -57,8 +56,6 @@ class TrainConfig:
     """Columns of the incompressible noise z."""
     codes: tuple[str, ...] = ("cat:10", "uniform:2")
     """The latent code, any mix of cat:K, uniform:N and gaussian:N; called c1, c2, ... with the categories first."""
-    harmonics: int = 0
-    """Not the paper's: give G sin and cos of k pi / 2 c beside each continuous code c, for k from 1 to this number."""
     noise_prior: Prior = "uniform"
     """Prior of z: uniform on (-1, 1) or standard normal."""
     learn_prior: bool = False
@@ -133,14 +130,8 @@ class TrainConfig:
 
     @property
     def network_tables(self) -> Tables:
-        """The tables that ``tables`` names, with ``spectral_norm``, ``rivals``, ``invert`` and ``harmonics``."""
-        return replace(
-            TABLES[self.tables],
-            spectral=self.spectral_norm,
-            rivals=self.rivals,
-            inverted=self.invert,
-            harmonics=self.harmonics,
-        )
+        """The tables that ``tables`` names, with ``spectral_norm``, ``rivals`` and ``invert``."""
+        return replace(TABLES[self.tables], spectral=self.spectral_norm, rivals=self.rivals, inverted=self.invert)
 
     @property
     def objective(self) -> Objective:
@@ -191,13 +182,6 @@ class TrainConfig:
         if self.rivals and not self.invariance:
             raise UserError(
                 f"--rivals {self.rivals} are judged by the invariance term: add --invariance 4, or leave out --rivals"
-            )
-        if not 0 <= self.harmonics <= MOST_HARMONICS:
-            raise UserError(f"--harmonics is a number from 0 to {MOST_HARMONICS}, got {self.harmonics}")
-        if self.harmonics and not self.spec.continuous:
-            raise UserError(
-                f"--harmonics {self.harmonics} are of continuous codes, and --codes {' '.join(self.codes) or '(none)'} "
-                f"has none: add uniform:N, or give --harmonics 0"
             )
         if self.learn_prior and not self.invariance:
             raise UserError(

@@ -1,8 +1,7 @@
 """Sample grids and traversals in the form of the paper's Figures 2 to 6, as PNG.
 
 In a traversal each row keeps its noise and its other codes, and one code runs along the columns: a categorical code
-over its values, a continuous one from -2 to 2, wider than the [-1, 1] it was trained on, as the paper shows it; from -1
-to 1 where G gets sines and cosines of it, which turn back beyond.
+over its values, a continuous one from -2 to 2, wider than the [-1, 1] it was trained on, as the paper shows it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from fastinfogan.ops.philox import FIGURES
 from fastinfogan.prior import draw_latents
 
 ROWS = COLUMNS = 10
-REACH = 2.0  # how far from 0 a continuous code runs
+CONTINUOUS_VALUES = tuple(-2.0 + 4.0 * i / 9 for i in range(10))
 _MIN_SIDE = 56  # pixels a small image is enlarged to, so that a digit can be looked at
 _BAR = 18  # pixels for the labels
 
@@ -48,17 +47,10 @@ def traversal(
     is_continuous = code >= len(spec.categorical)
     if is_continuous and spec.categorical:
         categories[:, 0] = torch.arange(rows, device=categories.device) % spec.categorical[0]
-    swept = _values(generator, spec, code) if is_continuous else list(range(spec.categorical[code]))
+    swept = list(CONTINUOUS_VALUES) if is_continuous else list(range(spec.categorical[code]))
     values = torch.tensor(swept, device=noise.device)
     z = ops.traversal(spec, noise, categories, continuous, code=code, values=values)
     return generate(generator, z), [f"{value:+.1f}" if is_continuous else str(value) for value in swept]
-
-
-def _values(generator: Generator, spec: LatentSpec, code: int) -> list[float]:
-    """What a continuous code runs over."""
-    turns_back = generator.harmonics and spec.continuous[code - len(spec.categorical)] == "uniform"
-    reach = 1.0 if turns_back else REACH
-    return [-reach + 2 * reach * i / (COLUMNS - 1) for i in range(COLUMNS)]
 
 
 def traversal_figure(

@@ -8,7 +8,6 @@ the tables do not say, and the authors' code for MNIST has a mean and a gain for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -71,7 +70,6 @@ class Tables:
     spectral: D's and Q's weights are divided by their largest singular value, and no batch norm follows them.
     rivals: recognition heads beside Q's, of which one may take its place (:mod:`fastinfogan.rivals`).
     inverted: black is the high end of the images' range, white the low one.
-    harmonics: how many sines and cosines of each continuous code the generator gets beside it.
     """
 
     image: tuple[int, int, int]
@@ -81,17 +79,12 @@ class Tables:
     spectral: bool = False
     rivals: int = 0
     inverted: bool = False
-    harmonics: int = 0
 
     @property
     def image_range(self) -> tuple[float, float]:
         """What black and white are to the networks: the ends of what the generator's last activation spans."""
         low = -1.0 if self.generator[-1].act == "tanh" else 0.0
         return (1.0, low) if self.inverted else (low, 1.0)
-
-    def generator_inputs(self, spec: LatentSpec) -> int:
-        """Columns that the generator's first layer gets: the latents, and the harmonics of the continuous codes."""
-        return spec.dim + 2 * self.harmonics * len(spec.continuous)
 
 
 # Tables 2 and 3 differ only in the number of inputs and outputs, which the LatentSpec sets.
@@ -293,28 +286,15 @@ class Generator(nn.Module):
     """G: latents ``[n, spec.dim]`` to images ``[n, channels, height, width]`` within ``tables.image_range``.
 
     prior: what its categories are to be drawn from, where that is learnt with it; None where all are equally frequent.
-
-    With ``tables.harmonics``, which are not the paper's, its first layer also gets sin and cos of k pi / 2 times each
-    continuous code c, for k from 1 to their number: what turns in front of a camera runs along a curve through the
-    space of images, and from c alone a first layer makes a line. Whether one code then follows the curve is not settled
-    (bench/NOTES.md, "One code along a curve").
     """
-
-    turns: torch.Tensor  # k pi / 2
 
     def __init__(self, tables: Tables, spec: LatentSpec) -> None:
         super().__init__()
-        self.harmonics = tables.harmonics
-        self.continuous_columns = spec.continuous_columns
-        self.blocks = _blocks(tables.generator, (tables.generator_inputs(spec), 1), "relu")
-        self.register_buffer("turns", torch.arange(1, self.harmonics + 1) * (math.pi / 2), persistent=False)
+        self.blocks = _blocks(tables.generator, (spec.dim, 1), "relu")
         self.prior = LearnedPrior(spec) if spec.learn_prior else None
         initialise(self)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        if self.harmonics:
-            angles = (z[:, self.continuous_columns, None] * self.turns).flatten(1)
-            z = torch.cat([z, angles.sin(), angles.cos()], 1)
         images: torch.Tensor = self.blocks(z)
         return images
 

@@ -63,9 +63,6 @@ FLAGS = [
     (["--iterations", "0"], "--iterations", "1 or more, got 0"),
     (["--iterations", str(2**63)], "--iterations", "below 2**63, got 9223372036854775808"),
     (["--rivals", "1001", "--invariance", "4"], "--rivals", "1000 at most, got 1001"),
-    (["--harmonics", "-1"], "--harmonics", "from 0 to 16, got -1"),
-    (["--harmonics", "17"], "--harmonics", "from 0 to 16, got 17"),
-    (["--harmonics", "2", "--codes", "cat:3"], "--harmonics 2", "--codes cat:3 has none: add uniform:N"),
     (["--batch", "0"], "--batch", "got 0"),
     (["--batch", "1"], "--batch", "2 or more, got 1"),
     (["--batch", "41"], "a batch of 41 is larger than the set of 40 images", "--batch 40 or less"),
@@ -164,7 +161,6 @@ def copied(tmp_path: Path, finished: tuple[Path, Outcome]) -> Path:
         (["--codes", "cat:10", "cat:2"], "discriminator.confusions"),
         (["--tables", "faces"], "generator."),
         (["--rivals", "3"], "discriminator."),
-        (["--harmonics", "1"], "generator."),
     ],
 )
 def test_resume_with_another_architecture_is_refused_and_changes_nothing(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,15 +205,6 @@ def test_the_floor_of_a_network_small_enough_to_count_by_hand() -> None:
     # values: G 1, and 3 times the trunk's 3 and the head's 1; each 5 times over. Weights of D 4 times, of G twice.
     assert floor.iteration(tables, spec, 1, 4).bytes == 4 * 5 * (1 + 3 * 4) + 4 * (4 * 6 + 2 * 2) + 32 * 8
     assert Work(flops=100, bytes=30).seconds(flop_rate=50, byte_rate=10) == 5
-
-
-def test_the_floor_counts_the_inputs_that_harmonics_add() -> None:
-    tables, spec = (
-        Tables(image=(1, 1, 1), trunk=[fc(3)], recognition=[], generator=[fc(5)]),
-        LatentSpec(2, (Uniform(3),)),
-    )
-    plain, more = (floor.iteration(replace(tables, harmonics=k), spec, 7, 4) for k in (0, 2))
-    assert more.flops - plain.flops == 7 * 2 * 2 * (2 * 2 * 3 * 5)  # forward and the weights' gradients
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4"), "noise_prior": "normal"},
     "invariance": {"invariance": 0.5},
     "spectral norm": {"spectral_norm": True},
-    "harmonics": {"harmonics": 2},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }
 

@@ -336,7 +336,6 @@ def test_moments_that_are_not_of_their_weight_are_refused(damage: dict[str, Any]
         {"codes": ("cat:1000000000",)},
         {"codes": ("uniform:2000000000",)},
         {"invariance": 1.0, "rivals": 10**9},
-        {"harmonics": 10**9},
     ],
 )
 def test_a_header_that_claims_huge_networks_takes_no_memory(tmp_path: Path, claimed: dict[str, Any]) -> None:

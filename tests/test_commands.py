@@ -281,7 +281,6 @@ def test_a_run_without_codes_or_without_categories_trains(
     [
         ["--saturating"],
         ["--fixed-std"],
-        ["--harmonics", "2"],
         ["--no-trunk-mi", "--invariance", "0", "--q-share", "1", "--rivals", "0"],
         ["--no-trunk-mi", "--no-generator-mi", "--invariance", "0", "--q-share", "1", "--rivals", "0"],
     ],

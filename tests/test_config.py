@@ -216,7 +216,7 @@ def test_the_quick_start_is_the_papers_mnist_but_for_what_is_said_of_it() -> Non
             },
         ),
         ("folder", {"spectral_norm": True, "fixed_std": False, "tables": "celeba", "gray": False}),
-        ("faces", {"gray": True, "fixed_std": False, "spectral_norm": False, "invert": False, "harmonics": 0}),
+        ("faces", {"gray": True, "fixed_std": False, "spectral_norm": False, "invert": False}),
         ("chairs", {"gray": True, "fixed_std": False, "spectral_norm": False, "invert": False}),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform, figures
+from fastinfogan import Categorical, LatentSpec, Uniform, figures
 from fastinfogan.config import TrainConfig
 from fastinfogan.figures import curves_figure, grid, sample_figure, save_figures, traversal, traversal_figure
 from fastinfogan.generate import fix_codes, interpolate
@@ -25,7 +25,7 @@ CATEGORICAL = {0: 4, 1: 13}  # c1 and c2; c3 and c4 are continuous
 class Identity(nn.Module):
     """A generator whose image is its latents."""
 
-    prior, harmonics = None, 0
+    prior = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,16 +55,6 @@ def test_a_row_keeps_its_noise_and_only_the_traversed_code_varies(code: int) -> 
     torch.testing.assert_close(rows[:, :, own], values.expand(10, -1, -1))
     noise = rows[:, 0, : SPEC.noise]
     assert len(noise.unique(dim=0)) == 10  # each row has noise of its own
-
-
-def test_where_sines_turn_back_a_code_runs_over_its_prior_alone() -> None:
-    turning = Identity()
-    turning.harmonics = 1
-    images, labels = traversal(turning, SPEC, 2, seed=1)  # type: ignore[arg-type]
-    assert (labels[0], labels[-1]) == ("-1.0", "+1.0")
-    torch.testing.assert_close(images.view(10, 10, SPEC.dim)[3, :, -2], torch.linspace(-1, 1, 10))
-    gaussian = LatentSpec(5, (Gaussian(1),))
-    assert traversal(turning, gaussian, 0, seed=1)[1][-1] == "+2.0"  # type: ignore[arg-type]
 
 
 def test_columns_are_labelled_with_the_values() -> None:

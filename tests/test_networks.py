@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import pytest
@@ -249,19 +248,6 @@ def test_a_seed_past_32_bits_gives_weights_of_its_own() -> None:
     drawn = [build(tables, spec, seed=seed)[0].blocks[0].linear.weight for seed in (5, 2**32 + 5, 2**63 + 5)]
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
     assert seed32(5) == 5 and 0 <= seed32(2**64 - 1) < 2**32
-
-
-def test_harmonics_are_more_inputs_of_the_generators_first_layer_and_nothing_else() -> None:
-    spec = LatentSpec(3, (Categorical(4), Uniform(2)))
-    generator, plain = (build(replace(TABLES["mnist"], harmonics=k), spec, seed=0)[0] for k in (3, 0))
-    z = torch.rand(6, spec.dim) * 2 - 1
-    c = z[:, -2:, None] * torch.arange(1, 4) * math.pi / 2  # code by code, each 1, 2 and 3 quarter turns
-    wide = torch.cat([z, c.sin().flatten(1), c.cos().flatten(1)], 1)
-    torch.testing.assert_close(generator(z), generator.blocks(wide))
-    shapes, plainer = ({name: t.shape for name, t in g.state_dict().items()} for g in (generator, plain))
-    first = "blocks.0.linear.weight"
-    assert shapes.pop(first) == (1024, spec.dim + 2 * 2 * 3) and plainer.pop(first) == (1024, spec.dim)
-    assert shapes == plainer
 
 
 def test_spectral_norm_takes_the_place_of_batch_norm_in_d_and_q() -> None:

@@ -73,10 +73,6 @@ CLAIMS = {
             "azimuth, std fixed": replace(PRESETS["faces-azimuth"], iterations=3000, fixed_std=True),
             # With little noise G has to draw most of what differs between faces by its codes (bench/NOTES.md).
             "azimuth, 8 columns of noise": replace(PRESETS["faces-azimuth"], iterations=3000, noise=8),
-            # Does a code that turns a head, which is a curve, need its sin and cos? (bench/NOTES.md)
-            "azimuth, 8 columns of noise, 2 harmonics": replace(
-                PRESETS["faces-azimuth"], iterations=3000, noise=8, harmonics=2
-            ),
         },
         seeds=SEEDS,
         groups=("information", "traversal", "disentanglement"),
@@ -88,7 +84,6 @@ CLAIMS = {
             "lighting": ("traversal/light",),
             "azimuth, std fixed": ("traversal/azimuth", "traversal/width"),
             "azimuth, 8 columns of noise": _FACE_FACTORS,
-            "azimuth, 8 columns of noise, 2 harmonics": _FACE_FACTORS,
         },
         prepare=drawn("faces", 20_000),
     ),
