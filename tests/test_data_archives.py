@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_a_tar_is_the_folder_it_was_made_from(tmp_path: Path) -> None:
     tarred = open_folder(write_tar(tmp_path / "photos.tar", FILES), "train")
     assert contents(tarred) == contents(folder) == [b"10", b"2", b"b"]
     assert tarred.names[0] == f"{tmp_path}/photos.tar/a/10.jpeg" and tarred.home == tmp_path
+
+
+def test_a_tar_of_all_that_is_in_a_folder_is_that_folder(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", FILES)
+    subprocess.run(["tar", "-cf", tmp_path / "photos.tar", "-C", folder, "."], check=True)  # ./a/10.jpeg
+    tarred = open_folder(tmp_path / "photos.tar", "train")
+    assert contents(tarred) == contents(open_folder(folder, "train"))
+    assert tarred.names[0] == f"{tmp_path}/photos.tar/a/10.jpeg"
 
 
 def test_a_tar_is_read_from_forked_processes(tmp_path: Path) -> None:

@@ -184,6 +184,32 @@ def test_prepare_writes_shards_that_check_reads(
     assert "celeba train: 4 images of 32x32x3" in said and "factor Attribute_0: categorical" in said
 
 
+def test_prepare_goes_on_with_shards_that_lie_beside_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_celeba(tmp_path, 4)
+    again = ("prepare", "celeba", "--data", tmp_path, "--shards", tmp_path, "--shard-mib", 1)
+    run(monkeypatch, *again)
+    manifest = tmp_path / "celeba" / "train" / "shards.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"complete": true', '"complete": false'))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "check", "celeba", "--data", tmp_path, "--sheet", tmp_path / "sheet.png")
+    assert "are not complete: run the same `prepare` again" in capsys.readouterr().err
+    run(monkeypatch, *again)
+    assert manifest.read_text() == whole
+
+
+def test_the_sheet_of_a_check_does_not_become_an_image_of_the_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_celeba(tmp_path, 4)
+    images = tmp_path / "celeba" / "img_align_celeba"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "check", "celeba", "--data", tmp_path, "--sheet", images / "sheet.png")
+    assert "would be one of the images" in capsys.readouterr().err and len(list(images.iterdir())) == 4
+
+
 def test_prepare_tells_what_it_cannot_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,21 @@ def test_celeba_is_split_by_the_published_numbers_or_the_partition_beside_it(tmp
     assert contents(open_celeba(tmp_path, "test")) == [names[0].encode()]
 
 
+def test_celeba_of_a_name_that_is_no_number_and_of_a_list_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "celeba" / "img_align_celeba", {"3\u00b2.jpg": b"3"})  # a digit to str, no number to int
+    assert contents(open_celeba(tmp_path, "train")) == [b"3"]
+    lists = write_folder(tmp_path / "celeba", {"list_eval_partition.txt": b""})
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=rf"cannot read {lists}/list_eval_partition.txt \(Permission denied\)"):
+        open_celeba(tmp_path, "train")
+
+
 def test_celeba_without_the_split_says_so(tmp_path: Path) -> None:
     write_celeba(tmp_path, 3)
     with pytest.raises(UserError, match=r"none of the 3 images in .* is in CelebA's test split"):

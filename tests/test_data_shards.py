@@ -271,6 +271,12 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(photos: Encoded, tmp_path
         write_shards(photos, tmp_path / "file", "train", progress=False)
 
 
+def test_a_manifest_that_cannot_be_read_is_not_called_damaged(photos: Encoded, tmp_path: Path) -> None:
+    (tmp_path / "train" / shards.MANIFEST).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot read .*shards.json \(Is a directory\): make its folder readable"):
+        open_split("folder", tmp_path, "train", IMAGE)
+
+
 def test_a_manifest_that_is_none_is_a_sentence(photos: Encoded, tmp_path: Path) -> None:
     sharded(photos, tmp_path)
     (tmp_path / "train" / shards.MANIFEST).write_text("{}")

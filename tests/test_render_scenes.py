@@ -262,8 +262,12 @@ def test_obj_models_are_read_whatever_their_numbering() -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", ["", "v 1 2\nf 1 1 1", "v 0 0 0\nf 1 2 3", "v a b c", "v 0 0 0\nf 1 1 -4", "v nan 0 0\nf 1 1 1"]
-)
+    "damaged",
+    [
+        "", "v 1 2\nf 1 1 1", "v 0 0 0\nf 1 2 3", "v a b c", "v 0 0 0\nf 1 1 -4", "v nan 0 0\nf 1 1 1",
+        "v 0 0 0\nf 1 1 99999999999", "v 1 2 3\nv 1 2 3\nv 4 5 6\nf 1 2 1",
+    ],
+)  # fmt: skip
 def test_damaged_models_are_named(damaged: str, tmp_path: Path) -> None:
     (tmp_path / "broken.obj").write_text(damaged)
     (model,) = find_models(tmp_path)
@@ -275,7 +279,7 @@ def test_chairs_of_a_furniture_library_are_found_turned_and_drawn(tmp_path: Path
     catalog = (
         "name#1=Kitchen chair\nmodel#1=/a/good.obj\nmodelRotation#1=0 0 1 0 1 0 -1 0 0\n"
         "name#2=Table\nmodel#2=/a/table.obj\nname#3=Wheelchair\nmodel#3=/a/good.obj\n"
-        "name#4=Chair\nmodel#4=/../outside.obj\n"
+        "name#4=Chair\nmodel#4=/../outside.obj\nname#5=Chair of no model\n"
     )
     with zipfile.ZipFile(tmp_path / "Shop.sh3f", "w") as library:
         library.writestr("PluginFurnitureCatalog.properties", catalog)
@@ -298,3 +302,34 @@ def test_folders_without_chairs_and_broken_libraries_are_told(tmp_path: Path) ->
     (tmp_path / "half.sh3f").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"half.sh3f is not a whole furniture library"):
         find_models(tmp_path)
+
+
+@pytest.mark.parametrize("rotation", ["1 0 0", "one 0 0 0 1 0 0 0 1"])
+def test_a_library_whose_rotations_are_none_is_told(rotation: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "Shop.sh3f", "w") as library:
+        catalog = f"name#1=Chair\nmodel#1=/a/good.obj\nmodelRotation#1={rotation}\n"
+        library.writestr("PluginFurnitureCatalog.properties", catalog)
+        library.writestr("a/good.obj", OBJ)
+    with pytest.raises(UserError, match=r"Shop.sh3f is not a whole furniture library .*leave it out of --models"):
+        find_models(tmp_path)
+
+
+def test_models_and_catalogues_that_do_not_unzip_are_told(tmp_path: Path) -> None:
+    def shop(spoilt: str) -> Path:
+        path = tmp_path / "Shop.sh3f"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as library:
+            library.writestr("PluginFurnitureCatalog.properties", "name#1=Chair\nmodel#1=/a/good.obj\n" * 20)
+            library.writestr("a/good.obj", OBJ * 20)
+            start = library.getinfo(spoilt).header_offset + 30 + len(spoilt)
+        content = bytearray(path.read_bytes())
+        content[start : start + 20] = b"\xff" * 20
+        path.write_bytes(content)
+        return path
+
+    shop("PluginFurnitureCatalog.properties")
+    with pytest.raises(UserError, match=r"Shop.sh3f is not a whole furniture library"):
+        find_models(tmp_path)
+    shop("a/good.obj")
+    (model,) = find_models(tmp_path)
+    with pytest.raises(UserError, match=r"a/good.obj in .*Shop.sh3f is not a whole OBJ model"):
+        _ = model.mesh

@@ -50,12 +50,20 @@ __all__ = [
 
 
 def open_split(
-    dataset: str, root: Path, split: Split, image: ImageShape, *, gray: bool = False, tables: str = "chosen"
+    dataset: str,
+    root: Path,
+    split: Split,
+    image: ImageShape,
+    *,
+    gray: bool = False,
+    tables: str = "chosen",
+    sharded: bool = True,
 ) -> Decoded | Encoded:
     """Open ``split`` of ``dataset`` below the folder ``root`` for networks that take ``image`` = (C, H, W).
 
-    MNIST is fetched when absent; tar shards of the set are preferred where there are any. Image files are listed but
-    not decoded; ``gray`` says that colour files may become one channel. ``tables`` is the networks' name for messages.
+    MNIST is fetched when absent; tar shards of the set are preferred where there are any, unless ``sharded`` is off.
+    Image files are listed but not decoded; ``gray`` says that colour files may become one channel. ``tables`` is the
+    networks' name for messages.
     Raises :class:`UserError` when the set is unknown, absent, damaged, or does not fit the networks.
     """
     if dataset not in DATASETS:
@@ -68,7 +76,7 @@ def open_split(
         )
     if height != width:
         raise UserError(f"the {tables} networks take {height}x{width} images, expected a square for {dataset}")
-    opened = open_shards(dataset, root, split) or OPENERS[dataset](root, split)
+    opened = (sharded and open_shards(dataset, root, split)) or OPENERS[dataset](root, split)
     if isinstance(opened, Encoded):
         if channels == 1 and not gray:
             require_channels(opened, tables)

@@ -62,11 +62,11 @@ class Which:
     def root(self, name: DatasetName) -> Path:
         return self.data or preset(name).data
 
-    def open(self, name: DatasetName) -> Decoded | Encoded:
-        """The split, as training would open it."""
+    def open(self, name: DatasetName, *, sharded: bool = True) -> Decoded | Encoded:
+        """The split, as training would open it; with ``sharded`` off, whatever shards of it there are."""
         tables, networks = self.tables_of(name)
         gray = self.gray or (preset(name).gray and networks.image[0] == 1)
-        return open_split(name, self.root(name), self.split, networks.image, gray=gray, tables=tables)
+        return open_split(name, self.root(name), self.split, networks.image, gray=gray, tables=tables, sharded=sharded)
 
 
 Flags = Annotated[Which, tyro.conf.arg(name="")]
@@ -95,9 +95,12 @@ def check(name: Name, /, which: Flags = Which(), sheet: Path | None = None) -> N
     """
     tables, networks = which.tables_of(name)
     sheet = sheet or Path(f"{name}-{which.split}.png")
-    if name == "folder" and which.root(name).resolve() in sheet.resolve().parents:
-        raise UserError(f"{sheet.absolute()} would be one of the images of {which.root(name)}: give --sheet elsewhere")
     opened = which.open(name)
+    folders = {Path(one).resolve() for one in map(os.path.dirname, getattr(opened, "names", ()))}
+    if name == "folder":
+        folders.add(which.root(name).resolve())
+    if not folders.isdisjoint(sheet.resolve().parents):
+        raise UserError(f"{sheet.absolute()} would be one of the images of {which.root(name)}: give --sheet elsewhere")
     # every damaged file is to be listed here, so none is one too many
     decoded = _decode(opened, networks, reject_limit=1.0) if isinstance(opened, Encoded) else opened
 
@@ -144,7 +147,7 @@ def prepare(
         shard_mib: Size of a shard in MiB.
     """
     require_reject_limit(reject_limit)
-    opened = which.open(name)
+    opened = which.open(name, sharded=shards_to is None)  # shards that broke off may lie where they are looked for
     if isinstance(opened, Decoded):
         what = "shard" if shards_to else "decode"
         print(f"{name} {which.split}: {len(opened):,} images are published decoded, there is nothing to {what}")

@@ -150,8 +150,10 @@ def _open_tar(path: Path) -> Tar:
     if end != bytes(tarfile.BLOCKSIZE):
         raise _damaged(path, f"is not a whole tar file (no end mark after {len(members):,} files)")
     _require_inside(path, (one.name for one in members))
-    stamps = {one.name: f"{one.size} {one.mtime}" for one in members}
-    return Tar(path, stamps, {one.name: (one.offset_data, one.size) for one in members})
+    # `tar -C photos .` puts ./ before each name
+    named = {str(PurePosixPath(one.name)): one for one in members}
+    stamps = {name: f"{one.size} {one.mtime}" for name, one in named.items()}
+    return Tar(path, stamps, {name: (one.offset_data, one.size) for name, one in named.items()})
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -15,6 +15,7 @@ import torch
 
 from fastinfogan.data.archives import encode, listing
 from fastinfogan.data.factors import FILE, read_factors
+from fastinfogan.data.idx import raw
 from fastinfogan.data.split import Encoded, FactorKind, Factors, Split
 from fastinfogan.errors import UserError
 
@@ -118,7 +119,7 @@ def of_split(names: Sequence[str], split: Split, partition: Path) -> list[str]:
         in_test = [parts[file] == "2" for file in files]
     else:
         stems = [file.split(".")[0] for file in files]
-        in_test = [stem.isdigit() and int(stem) >= FIRST_TEST_IMAGE for stem in stems]
+        in_test = [stem.isdecimal() and int(stem) >= FIRST_TEST_IMAGE for stem in stems]
     return [name for name, tested in zip(names, in_test, strict=True) if tested == (split == "test")]
 
 
@@ -128,7 +129,7 @@ def _factors(folder: Path, names: list[str]) -> Factors | None:
     described = attribute_factors(attributes, names) if attributes.is_file() else None
     if (folder / FILE).is_file():
         factors = read_factors(folder / FILE)
-        numbers = [int(stem) - 1 if (stem := PurePosixPath(name).stem).isdigit() else -1 for name in names]
+        numbers = [int(stem) - 1 if (stem := PurePosixPath(name).stem).isdecimal() else -1 for name in names]
         if not 0 <= min(numbers) <= max(numbers) < len(factors):
             raise UserError(
                 f"{folder / FILE} describes {len(factors):,} images but not all of the {len(names):,} beside it: "
@@ -143,6 +144,6 @@ _MARKS = frozenset({"-1", "1"})
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return raw(path).decode().splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file: download it again") from None

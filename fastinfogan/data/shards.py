@@ -245,7 +245,11 @@ def _read(folder: Path) -> Manifest | None:
         return pydantic.TypeAdapter(Manifest).validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, pydantic.ValidationError) as error:
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path.absolute()} ({error.strerror}): make its folder readable, or give another --data"
+        ) from None
+    except pydantic.ValidationError as error:
         raise UserError(f"{path.absolute()} is damaged ({first_line(error)}): delete it and shard again") from None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from fastinfogan.data.archives import ZIP_ERRORS
 from fastinfogan.data.render.painter import Floats
 from fastinfogan.errors import UserError
 
@@ -53,7 +54,7 @@ class Model:
                 with zipfile.ZipFile(self.path) as library:
                     content = library.read(self.member)
             positions, triangles = read_obj(content.decode("latin-1"))
-        except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, IndexError, KeyError, OverflowError, *ZIP_ERRORS) as error:
             inside = f" in {self.path}" if self.member else ""
             raise UserError(
                 f"{self.member or self.path}{inside} is not a whole OBJ model ({error}): leave it out of --models"
@@ -85,7 +86,7 @@ def find_models(folder: Path) -> tuple[Model, ...]:
 def read_obj(text: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Vertices [v, 3] and triangles int32 [t, 3] of an OBJ file; polygons are cut into fans.
 
-    Raises ValueError or IndexError where it is malformed.
+    Raises ValueError, IndexError or OverflowError where it is malformed.
     """
     vertices: list[list[float]] = []
     triangles: list[tuple[int, int, int]] = []
@@ -109,6 +110,8 @@ def read_obj(text: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]
         or faces.max() >= len(positions)
     ):
         raise ValueError("faces of vertices that it does not hold")
+    if not np.ptp(positions[faces], (0, 1)).any():
+        raise ValueError("all its faces are one point")
     return positions, faces
 
 
@@ -117,20 +120,36 @@ def _library(path: Path) -> list[Model]:
         with zipfile.ZipFile(path) as library:
             catalog = library.read("PluginFurnitureCatalog.properties").decode("latin-1")
             sizes = {one.filename: one.file_size for one in library.infolist()}
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole furniture library ({error}): leave it out of --models") from None
+    except (OSError, KeyError, *ZIP_ERRORS) as error:
+        raise _broken(path, error) from None
     entries: dict[str, dict[str, str]] = {}
     for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*)$", catalog, re.MULTILINE):
         entries.setdefault(number, {})[key] = value.strip()
     models = []
     for entry in entries.values():
         name, member = entry.get("name", ""), entry.get("model", "").lstrip("/")
+        if not member.endswith(".obj") or sizes.get(member, MAX_BYTES) >= MAX_BYTES:
+            continue
         title = f"{path.stem} {_title(PurePosixPath(member.rsplit('/', 1)[-1]))}"
-        fitting = WANTED.search(name) and not UNWANTED.search(name) and title not in LEFT_OUT
-        if fitting and member.endswith(".obj") and sizes.get(member, MAX_BYTES) < MAX_BYTES:
-            rotation = tuple(map(float, entry.get("modelRotation", "1 0 0 0 1 0 0 0 1").split()))
-            models.append(Model(title, path, member, rotation))
+        if WANTED.search(name) and not UNWANTED.search(name) and title not in LEFT_OUT:
+            models.append(Model(title, path, member, _rotation(path, entry.get("modelRotation"))))
     return models
+
+
+def _rotation(library: Path, given: str | None) -> tuple[float, ...]:
+    if given is None:
+        return Model.rotation
+    try:
+        rotation = tuple(map(float, given.split()))
+    except ValueError as error:
+        raise _broken(library, error) from None
+    if len(rotation) != 9:
+        raise _broken(library, f"modelRotation {given!r} is not nine numbers")
+    return rotation
+
+
+def _broken(library: Path, what: object) -> UserError:
+    return UserError(f"{library} is not a whole furniture library ({what}): leave it out of --models")
 
 
 def _title(path: PurePath) -> str:
