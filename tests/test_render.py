@@ -253,6 +253,19 @@ def test_values_out_of_range_are_refused(name: str, changed: dict[str, Any], mes
     assert not (tmp_path / "out").exists()
 
 
+def test_chairs_of_other_models_are_another_set(tmp_path: Path) -> None:
+    pytest.importorskip("moderngl", reason="moderngl is not installed")
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("a.obj", "c.obj"):
+        (models / name).write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\nf 1 3 4\n")
+    settings: dict[str, Any] = {"count": 4, "seed": 0, "out": tmp_path / "out", "models": models, "progress": False}
+    assert render("chairs", **settings) == render("chairs", **settings)
+    (models / "a.obj").rename(models / "d.obj")  # c was the second class and is the first
+    with pytest.raises(UserError, match="holds another set"):
+        render("chairs", **settings)
+
+
 @pytest.mark.parametrize(("name", "package"), [("faces", "moderngl"), ("celeba-like", "resvg_py")])
 def test_a_missing_package_is_named_before_anything_is_written(
     name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

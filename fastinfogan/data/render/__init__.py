@@ -25,10 +25,12 @@ There is no split inside ``images.npy``: a reader who needs one takes the last r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastinfogan.data.render.chair_models import model_files
 from fastinfogan.data.render.output import produce
 from fastinfogan.data.render.painter import Recipe
 from fastinfogan.errors import UserError
@@ -74,5 +76,7 @@ def render(
         raise UserError(f"--workers {workers} is too few: choose 1 or more")
     if models is not None and name != "chairs":
         raise UserError(f"--models {models} is for chairs: drop it, or render chairs")
-    recipe = Recipe(name, count, seed, size, str(models.absolute()) if models else None)
+    recipe = Recipe(name, count, seed, size)
+    if models is not None:
+        recipe = replace(recipe, models=str(models.absolute()), model_files=model_files(models))
     return produce(recipe, renderer.PAINTER, renderer.LAYOUT, out, workers=workers, progress=progress)

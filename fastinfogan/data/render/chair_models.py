@@ -7,6 +7,7 @@ but vertices and triangles is read, so no material or texture is followed anywhe
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ def find_models(folder: Path) -> tuple[Model, ...]:
             f"`apt-get install sweethome3d-furniture` and give /usr/share/sweethome3d/furniture, or drop --models"
         )
     return tuple(sorted(models, key=lambda model: model.name))
+
+
+def model_files(folder: Path) -> str:
+    """A digest of the names and sizes of the files that ``find_models`` looks into: another one means other chairs."""
+    files = sorted(path for kind in ("*.obj", "*.sh3f") for path in folder.rglob(kind))
+    listed = "\n".join(f"{path.relative_to(folder)} {path.lstat().st_size}" for path in files)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_obj(text: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:

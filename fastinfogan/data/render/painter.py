@@ -21,13 +21,17 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the bytes of a set depend on. ``version`` is raised when a renderer comes to draw otherwise."""
+    """What the bytes of a set depend on. ``version`` is raised when a renderer comes to draw otherwise.
+
+    model_files: a digest of the files in the folder ``models``, by whose number each is a class.
+    """
 
     renderer: str
     count: int
     seed: int
     size: int
     models: str | None = None
+    model_files: str | None = None
     version: int = 1
 
 
