@@ -200,6 +200,16 @@ def test_prepare_goes_on_with_shards_that_lie_beside_the_files(
     assert manifest.read_text() == whole
 
 
+def test_shards_alone_can_be_sharded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_celeba(tmp_path, 4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(monkeypatch, "prepare", "celeba", "--data", tmp_path, "--shards", first)
+    run(monkeypatch, "prepare", "celeba", "--data", first, "--shards", second)
+    assert f"celeba train: 4 images in {second}/celeba/train" in capsys.readouterr().out
+
+
 def test_the_sheet_of_a_check_does_not_become_an_image_of_the_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

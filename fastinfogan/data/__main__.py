@@ -147,7 +147,9 @@ def prepare(
         shard_mib: Size of a shard in MiB.
     """
     require_reject_limit(reject_limit)
-    opened = which.open(name, sharded=shards_to is None)  # shards that broke off may lie where they are looked for
+    # shards that broke off there must not be taken for the set that they are of
+    within = shards_to is not None and shards_to.resolve() == which.root(name).resolve()
+    opened = which.open(name, sharded=not within)
     if isinstance(opened, Decoded):
         what = "shard" if shards_to else "decode"
         print(f"{name} {which.split}: {len(opened):,} images are published decoded, there is nothing to {what}")
