@@ -123,6 +123,18 @@ def test_a_file_that_cannot_be_read_is_rejected_like_a_damaged_one(tmp_path: Pat
     assert len(decoded) == 9 and "No such file" in decoded.rejected[0].reason
 
 
+def test_a_file_that_can_be_read_again_is_no_longer_missing_from_the_store(tmp_path: Path) -> None:
+    encoded = folder_of(tmp_path, 10, {4: DAMAGED["cut"][0], 5: DAMAGED["empty"][0]})
+    hidden = (tmp_path / "003.jpg").rename(tmp_path / "003.hidden")
+    assert decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.3).lost == (3, 4, 5)
+    store = next((tmp_path / ".fastinfogan").glob("*.npy"))
+    built = store.stat().st_mtime_ns
+    decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.3)
+    assert store.stat().st_mtime_ns == built
+    hidden.rename(tmp_path / "003.jpg")
+    assert decode_all(encoded, (3, 16, 16), CPU, progress=False, reject_limit=0.3).lost == (4, 5)
+
+
 def test_more_damage_than_allowed_stops_with_the_numbers(tmp_path: Path) -> None:
     damaged = {i: DAMAGED[kind][0] for i, kind in enumerate(DAMAGED)}
     encoded = folder_of(tmp_path, 20, damaged)

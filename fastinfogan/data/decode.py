@@ -119,7 +119,7 @@ class Decoder:
                 require_decodable(content, self.encoded.names[index])
                 return index, np.frombuffer(content, np.uint8)
             except (OSError, Refused) as error:
-                self._reject(index, str(error))
+                self._reject(index, str(error), unread=isinstance(error, OSError))
 
     def _culprits(self, files: list[tuple[int, Bytes]]) -> list[tuple[int, Bytes]]:
         """Those of ``files`` that DALI cannot decode, found by halving."""
@@ -132,8 +132,8 @@ class Decoder:
             return self._culprits(files[:half]) + self._culprits(files[half:])
         return []
 
-    def _reject(self, index: int, reason: str) -> None:
-        rejected = self.rejected[index] = Rejected(self.encoded.names[index], " ".join(reason.split()))
+    def _reject(self, index: int, reason: str, unread: bool = False) -> None:
+        rejected = self.rejected[index] = Rejected(self.encoded.names[index], " ".join(reason.split()), unread)
         _tell(rejected)
         _require_few(self.encoded, self.rejected, self.reject_limit, told=True)
 
@@ -201,9 +201,9 @@ def decode_all(
     """The whole set decoded once: pixels uint8 [n - rejected, H, W, C] on the host, mapped from a file where possible.
 
     The file lies in ``.fastinfogan`` beside the data and is found again as long as names, sizes and dates of the set,
-    the crop, the size and ``RULES`` are the same, see :func:`fastinfogan.data.store.keep`; without ``keep`` there is
-    none. ``verify`` reads a finished file and makes it anew where a hash disagrees. Raises :class:`UserError` as
-    ``Decoder``.
+    the crop, the size and ``RULES`` are the same and none of its files can be read that could not be before, see
+    :func:`fastinfogan.data.store.keep`; without ``keep`` there is none. ``verify`` reads a finished file and makes it
+    anew where a hash disagrees. Raises :class:`UserError` as ``Decoder``.
     """
     stored = store.keep(
         encoded.name,
@@ -214,6 +214,7 @@ def decode_all(
         progress=progress,
         verify=verify,
         on_disk=keep,
+        outdated=lambda rejected: any(one.unread and _readable(encoded, index) for index, one in rejected.items()),
     )
     _require_few(encoded, stored.rejected, reject_limit, told=False)  # the file may be of a higher limit
     lost = sorted(stored.rejected)
@@ -251,6 +252,14 @@ def _blocks(encoded: Encoded, image: ImageShape, device: torch.device, reject_li
         decoder.close()
 
     return blocks
+
+
+def _readable(encoded: Encoded, index: int) -> bool:
+    try:
+        encoded.read(index)
+    except OSError:
+        return False
+    return True
 
 
 def _tell(rejected: Rejected) -> None:

@@ -21,10 +21,11 @@ FactorKind = Literal["continuous", "circular", "categorical"]
 
 @dataclass(frozen=True)
 class Rejected:
-    """One file that cannot be decoded, and why."""
+    """One file that cannot be decoded, and why. unread: it could not even be read, which may pass."""
 
     name: str
     reason: str
+    unread: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,15 @@ def keep(
     progress: bool = True,
     verify: bool = False,
     on_disk: bool = True,
+    outdated: Callable[[dict[int, Rejected]], bool] = lambda _: False,
 ) -> Stored:
     """The store of the set ``name`` in ``home``/.fastinfogan, built from ``blocks`` where it is not there yet.
 
     ``key`` changes when any picture would; ``shape`` is [n, H, W, C] with n the number of files. ``verify`` reads all
-    of a finished store and builds it anew where a hash disagrees. When several processes ask at once, one builds and
-    the others wait. In a folder that cannot be written a finished store is used; without one this costs a notice, and
-    the pixels stay in memory, as they do without ``on_disk``. What ``blocks`` raises as :class:`UserError` or OSError
-    leaves nothing behind.
+    of a finished store and builds it anew where a hash disagrees, as it is where ``outdated`` of the files that it has
+    rejected is true. When several processes ask at once, one builds and the others wait. In a folder that cannot be
+    written a finished store is used; without one this costs a notice, and the pixels stay in memory, as they do
+    without ``on_disk``. What ``blocks`` raises as :class:`UserError` or OSError leaves nothing behind.
     """
     base = home / FOLDER / f"{name}-{hashlib.sha256(f'{key} {shape} {BLOCK}'.encode()).hexdigest()[:16]}"
     with contextlib.ExitStack() as cleanup:
@@ -81,7 +82,7 @@ def keep(
         if on_disk:
             try:
                 refused = cleanup.enter_context(_locked(base.parent))
-                if (stored := _load(base, shape, verify)) is not None:
+                if (stored := _load(base, shape, verify)) and (refused or not outdated(stored.rejected)):
                     return stored
                 if refused:
                     raise refused
