@@ -122,20 +122,6 @@ CLAIMS = {
         draw=dotted([ERROR, NMI, INFORMATION]),
         shown={"the paper's": _STROKE_FACTORS},
     ),
-    "lighter": Claim(
-        question="Section 7.2 with a lighter category: what if the paper's lambda is 0.1 for c1?",
-        protocol=(
-            f"The paper's objective, networks and learning rates, but the category's information weighs 0.1 instead of "
-            f"1. The weight was chosen on seeds 1 and 3 of the claim mnist (bench/NOTES.md), two of its worst; seeds 20 "
-            f"to 29 had no part in that. {_CATEGORIES}"
-        ),
-        variants={"categorical weight 0.1": replace(PAPER, iterations=5000, categorical_weight=0.1)},
-        seeds=FRESH_SEEDS,
-        groups=DIGIT_GROUPS,
-        numbers=_DIGIT_NUMBERS,
-        draw=dotted([ERROR, NMI, INFORMATION]),
-        shown={"categorical weight 0.1": _STROKE_FACTORS},
-    ),
     "invariance": _INVARIANCE,
     "longer": replace(
         _INVARIANCE,
