@@ -27,6 +27,8 @@ from bench.measure import announce, in_turns, results_file, throughput_rows, wri
 from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.decode import decode_all, decoder_threads
+from fastinfogan.errors import UserError
+from fastinfogan.precision import choose_device
 
 IMAGE = (3, 32, 32)
 RANGE = (-1.0, 1.0)
@@ -44,8 +46,8 @@ class Options:
     """Made-up images."""
     rounds: int = 9
     """Turns that each provider takes."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the batches end."""
+    device: str = "auto"
+    """Where the batches end: auto (a GPU where there is one), cpu, cuda or cuda:N."""
     quick: bool = False
     """Half of the images and three rounds: to see that it runs, not to quote."""
     out: Path | None = None
@@ -73,15 +75,20 @@ def main() -> None:
     """Measure every provider in turns, print medians with 20 % and 80 % quantiles, and write them as CSV."""
     options = tyro.cli(Options, prog="python -m bench data", description=__doc__)
     rounds, images = (3, options.images // 2) if options.quick else (options.rounds, options.images)
+    if rounds < 1:
+        raise UserError(f"--rounds must be at least 1, got {rounds}")
+    device = choose_device(options.device)
     out = results_file("data", options.quick, options.out)
-    machine = announce(options.device, "nvidia-dali-cuda130", "pillow")
+    machine = announce(device, "nvidia-dali-cuda130", "pillow")
     with tempfile.TemporaryDirectory() as made:
         root = options.data or made_up(Path(made), images)
         encoded = open_celeba(root, "train")
-        turns = dict(providers(encoded, options.batch, torch.device(options.device)))
+        if not 1 <= options.batch <= len(encoded):
+            raise UserError(f"--batch takes a number from 1 to {len(encoded):,}, the images, got {options.batch}")
+        turns = dict(providers(encoded, options.batch, device))
         whole_batches = len(encoded) // options.batch * options.batch
         delivered = {name: len(encoded) if name == "dali-store" else whole_batches for name in turns}
-        seconds = in_turns(turns, rounds, torch.device(options.device))
+        seconds = in_turns(turns, rounds, device)
     rows = throughput_rows(seconds, delivered, machine)
     write_csv(out, rows)
     plots.save(plots.throughputs(rows), out)

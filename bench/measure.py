@@ -7,7 +7,9 @@ their ratios turn by turn: a slow moment slows both sides of a ratio.
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
+import io
 import os
 import platform
 import subprocess
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 
 from fastinfogan.errors import UserError
+from fastinfogan.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -155,10 +158,11 @@ def throughput_rows(
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """``rows`` with the keys of the first as header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue().encode())  # the rows before it are of hours
     print(f"written to {path}")
 
 
@@ -176,10 +180,19 @@ def has(row: Mapping[str, str], identity: Mapping[str, str]) -> bool:
 
 
 def keep_rows(path: Path, rows: Sequence[Mapping[str, str]], identity: Mapping[str, str]) -> None:
-    """``rows`` in ``path`` in place of those of that identity; a column that a row lacks stays empty."""
-    others = [row for row in read_csv(path) if not has(row, identity)]
-    columns = dict.fromkeys(key for row in (*others, *rows) for key in row)
-    write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
+    """``rows`` in ``path`` in place of those of that identity; a column that a row lacks stays empty.
+
+    Two commands may do so at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        others = [row for row in read_csv(path) if not has(row, identity)]
+        columns = dict.fromkeys(key for row in (*others, *rows) for key in row)
+        write_csv(path, [{key: row.get(key, "") for key in columns} for row in (*others, *rows)])
+    finally:
+        os.close(folder)
 
 
 def put_beside_model(path: Path, measured: Mapping[str, str], identity: Mapping[str, str], device: str) -> None:

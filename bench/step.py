@@ -80,6 +80,8 @@ def main() -> None:
         raise UserError(f"--presets takes any of {', '.join(TABLES)}, got {unknown[0]!r}")
     if not options.batches or not all(2 <= batch <= IMAGES for batch in options.batches):
         raise UserError(f"--batches takes numbers from 2 to {IMAGES:,}, got {' '.join(map(str, options.batches))}")
+    if options.turns < 1:
+        raise UserError(f"--turns must be at least 1, got {options.turns}")
     device = choose_device(options.device)
     out = results_file("step", options.quick, options.out)
     machine = announce(device)

@@ -375,6 +375,7 @@ def test_memory_is_the_high_water_mark_of_a_process_alone() -> None:
             "--presets takes any of mnist, celeba, celeba-64, svhn, faces, chairs, dsprites, quick-start, got 'mnits'",
         ),
         (["--batches", "1"], "--batches takes numbers from 2 to 4,096, got 1"),
+        (["--turns", "0"], "--turns must be at least 1, got 0"),
     ],
 )
 def test_step_says_what_it_cannot_measure(flags: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

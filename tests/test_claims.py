@@ -198,12 +198,20 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
     assert judged(tmp_path, ("clustering",), TrainConfig())["frequencies/c1/distance"] == "0.3333"
 
 
+def evaluated(step: int, **groups: object) -> str:
+    """An evaluation.json of that step."""
+    clusterings = {"c1": {"error": 0.0, "matching": [0], "confusion": [[1]]}}
+    return json.dumps({"step": step, "information": {"c1": 2.25}, "clusterings": clusterings} | groups)
+
+
 @pytest.mark.parametrize(
     ("content", "again", "asked"),
     [
-        ('{"step": 8, "clusterings": {}}', False, False),
-        ('{"step": 8, "clusterings": {}}', True, True),
-        ('{"step": 4, "clusterings": {}}', False, True),  # the run was stopped behind its last checkpoint
+        (evaluated(8), False, False),
+        (evaluated(8), True, True),
+        (evaluated(4), False, True),  # the run was stopped behind its last checkpoint
+        (evaluated(8, clusterings={}), False, True),  # of other groups, asked for by hand
+        (evaluated(8, information={}), False, True),
         (None, False, True),
     ],
 )
@@ -214,13 +222,13 @@ def test_a_run_without_its_last_evaluation_is_evaluated(
 
     def evaluate(*arguments: object) -> None:
         called.append(arguments)
-        (tmp_path / "evaluation.json").write_text('{"step": 8, "clusterings": {}}')
+        (tmp_path / "evaluation.json").write_text(evaluated(8))
 
     monkeypatch.setattr(runs, "run_module", evaluate)
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "images_per_second": 100.0}\n')
     if content:
         (tmp_path / "evaluation.json").write_text(content)
-    found = judged(tmp_path, ("clustering",), TrainConfig(iterations=8), again=again)
+    found = judged(tmp_path, ("information", "clustering"), TrainConfig(iterations=8), again=again)
     assert found["step"] == "8" and bool(called) is asked
 
 

@@ -281,6 +281,15 @@ def test_levels_are_bins_or_the_values_themselves() -> None:
     assert np.bincount(random).tolist() == [50] * 20
 
 
+def test_images_of_one_value_are_never_in_two_bins() -> None:
+    clipped = np.random.default_rng(0).uniform(-1, 1, 1000).clip(0)
+    levels = factor_levels(clipped)
+    assert np.bincount(levels)[0] == (clipped == 0).sum() and (np.bincount(levels)[2:] == 50).all()
+    assert (factor_levels(clipped[::-1]) == levels[::-1]).all()  # the order of the images says nothing
+    identities = np.repeat(np.arange(100.0), 3)
+    assert (factor_levels(identities, "categorical") == identities).all()
+
+
 def test_a_circle_is_measured_in_radians_and_cut_everywhere() -> None:
     known = Factors(("a",), ("circular",), torch.tensor([[-90.0], [0.0], [179.0]]), (-180.0,), (180.0,))
     assert angle(known, 0) == pytest.approx(np.deg2rad([90, 180, 359]))

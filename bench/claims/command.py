@@ -51,7 +51,7 @@ class Options:
 
 def main() -> None:
     """Run what has no row yet, seed by seed; then tell the outcome of all rows."""
-    asked = "\n".join(f"  {name:<12}{claim.question}" for name, claim in CLAIMS.items())
+    asked = "\n".join(f"  {name:<14}{claim.question}" for name, claim in CLAIMS.items())
     options = tyro.cli(Options, prog="python -m bench claims", description=f"{__doc__}\nClaims:\n\n{asked}")
     if options.name not in CLAIMS:
         raise UserError(f"there is no claim {options.name!r}: choose one of\n{asked}")

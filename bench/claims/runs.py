@@ -80,7 +80,7 @@ def trained(config: TrainConfig, folder: Path, machine: Mapping[str, str]) -> Pa
 
 def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bool = False) -> dict[str, str]:
     """Every number that ``groups`` yield, by its path in evaluation.json, and what went wrong with the categories."""
-    if again or not (set(groups) <= set(QUICK) and _ended(run, config)):
+    if again or not (set(groups) <= set(QUICK) and _ended(run, config, groups)):
         run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
     learnt = found.pop("frequencies", {})
@@ -108,10 +108,14 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
     }
 
 
-def _ended(run: Path, config: TrainConfig) -> bool:
-    """Whether the training command came to its very end, an evaluation of the ``QUICK`` groups."""
+def _ended(run: Path, config: TrainConfig, groups: Sequence[Group]) -> bool:
+    """Whether the end of the run is judged by ``groups``, as the training command does it by the ``QUICK`` ones."""
     file = run / "evaluation.json"
-    return file.exists() and json.loads(file.read_text())["step"] == config.iterations
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text())
+    content = {"information": found["information"], "clustering": found["clusterings"]}
+    return found["step"] == config.iterations and all(content[group] for group in groups)
 
 
 def distance(shares: Sequence[float], matching: Sequence[int], confusion: Sequence[Sequence[int]]) -> float:

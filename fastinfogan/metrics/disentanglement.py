@@ -134,7 +134,7 @@ def disentanglement(
 
 
 def _levels(factors: Factors, columns: tuple[int, ...]) -> list[Indices]:
-    return [factor_levels(factors.values[:, column].double().numpy()) for column in columns]
+    return [factor_levels(factors.values[:, column].double().numpy(), factors.kinds[column]) for column in columns]
 
 
 def mutual_information(codes: Representation, levels: list[Indices]) -> Floats:

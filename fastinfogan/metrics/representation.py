@@ -69,13 +69,16 @@ def histogram_levels(values: Floats) -> Indices:
     return np.digitize(values, edges[1:-1]).astype(np.int64)
 
 
-def factor_levels(values: Floats) -> Indices:
-    """A factor as an index: its distinct values where there are at most 64, else 20 bins of equally many images."""
+def factor_levels(values: Floats, kind: str = "continuous") -> Indices:
+    """A factor as an index: its distinct values where there are at most 64 or it is categorical, else 20 bins.
+
+    The bins are of equally many images, except that images of one value are never in two of them.
+    """
     distinct, levels = np.unique(values, return_inverse=True)
-    if len(distinct) <= 64:
-        return levels.reshape(-1).astype(np.int64)
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return (ranks * BINS // len(values)).astype(np.int64)
+    if len(distinct) > 64 and kind != "categorical":
+        below = np.searchsorted(np.sort(values), values)
+        _, levels = np.unique(below * BINS // len(values), return_inverse=True)
+    return levels.reshape(-1).astype(np.int64)
 
 
 def varying(*parts: Factors) -> tuple[int, ...]:
