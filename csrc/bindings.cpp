@@ -385,6 +385,8 @@ PYBIND11_MODULE(_C, module) {
     py::class_<Layout>(module, "Layout", "Where the columns of one specification lie.")
         .def(py::init<int64_t, bool, std::vector<int64_t>, const std::vector<bool>&, std::vector<double>>());
 
+    // Counted up with every change of what native.py passes or asks for; it takes no other.
+    module.attr("interface") = 1;
     module.attr("compiler") = compiler();
     module.attr("cuda_archs") = FIG_CUDA_ARCHS;
 #if defined(FIG_WITH_CUDA)

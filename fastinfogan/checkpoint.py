@@ -40,7 +40,10 @@ class Checkpoint:
     @property
     def run_dir(self) -> Path:
         """The folder of the run; a file that was taken out of its run stands for one in the folder it lies in."""
-        return self.path.parent.parent if self.path.parent.name == FOLDER else self.path.parent
+        folder = self.path.parent
+        if folder.name in ("", ".."):  # named from within
+            folder = folder.resolve()
+        return folder.parent if folder.name == FOLDER else folder
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors below ``prefix.``, without it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -150,6 +151,14 @@ class TrainConfig:
     def check(self) -> None:
         """Raise a UserError for the first value that cannot work, before anything is read or written."""
         _ = self.spec
+        for name in ("data", "run_dir"):
+            try:
+                str(getattr(self, name)).encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{_flag(name)} {os.fsencode(getattr(self, name))!r} is no UTF-8, which config.json and the "
+                    f"checkpoints are written in: rename the folder, or give a link to it"
+                ) from None
         for name in ("iterations", "log_every", "figure_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be 1 or more, got {getattr(self, name)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -15,9 +16,9 @@ import tyro
 from fastinfogan import __version__
 from fastinfogan.commands import run_command
 from fastinfogan.errors import UserError
-from fastinfogan.ops import native
+from fastinfogan.ops import native, selfcheck
 from fastinfogan.ops.backend import VARIABLE
-from fastinfogan.ops.selfcheck import Check, check_ops
+from fastinfogan.ops.selfcheck import check_ops
 from fastinfogan.precision import choose_device, choose_precision
 
 PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "safetensors", "tyro")
@@ -35,7 +36,10 @@ class Doctor:
 
 def examine(device: torch.device) -> dict[str, Any]:
     """Versions, the device, the extension and every check, as JSON-ready values."""
+    serving = selfcheck.serving(device)  # first: it may be told of what is not there
     checks = check_ops(device)
+    if device.type == "cuda" and not all(check.agrees for check in checks):
+        serving = dict.fromkeys(serving, "reference")  # as a run does that meets this
     return {
         "versions": {"fastinfogan": __version__, "python": platform.python_version(), **_versions()},
         "device": {
@@ -51,8 +55,11 @@ def examine(device: torch.device) -> dict[str, Any]:
             "cuda": native.on_cuda(),
         },
         "forced_backend": os.environ.get(VARIABLE),
-        "checks": [{**asdict(check), "agrees": check.agrees} for check in checks],
-        "serving": _serving(checks),
+        "checks": [
+            {**asdict(check), "worst": check.worst if math.isfinite(check.worst) else None, "agrees": check.agrees}
+            for check in checks
+        ],
+        "serving": {check.op: serving[check.op] for check in checks},
     }
 
 
@@ -66,15 +73,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _serving(checks: list[Check]) -> dict[str, str]:
-    """The backend that each op uses by default: its first one that agrees."""
-    serving = {check.op: "reference" for check in checks}
-    for check in reversed(checks):
-        if check.agrees:
-            serving[check.op] = check.backend
-    return serving
-
-
 def report(found: dict[str, Any]) -> str:
     """``examine``'s findings as text."""
     device, extension = found["device"], found["extension"]
@@ -86,13 +84,14 @@ def report(found: dict[str, Any]) -> str:
     cuda = ", with CUDA kernels" if extension["cuda"] else ", for the CPU alone"
     lines.append("C++ extension: " + (f"built{cuda}" if extension["built"] else extension["why_not"]))
     if found["forced_backend"]:
-        lines.append(f"{VARIABLE}={found['forced_backend']} overrides the choice below")
+        lines.append(f"{VARIABLE}={found['forced_backend']} overrides what this device would choose")
     if not found["checks"]:
         lines.append("no fused backend runs on this device: every op uses the PyTorch reference")
     for check in found["checks"]:
         verdict = "agrees" if check["agrees"] else "DISAGREES"
         used = "in use" if found["serving"][check["op"]] == check["backend"] else "not in use"
-        reason = check["failure"] or f"worst error {check['worst']:.2f} of what is tolerated"
+        worst = "no number" if check["worst"] is None else f"{check['worst']:.2f}"
+        reason = check["failure"] or f"worst error {worst} of what is tolerated"
         lines.append(f"  {check['op']:<20}{check['backend']:<8}{verdict}  {reason}  {check['seconds']:.2f} s  {used}")
     return "\n".join(lines)
 

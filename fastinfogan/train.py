@@ -29,7 +29,7 @@ import tyro
 from fastinfogan import capture, checkpoint, data, distributed, figures, run_directory
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.commands import run_command
-from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
+from fastinfogan.config import PRESETS, TrainConfig, preset, read_config, to_json
 from fastinfogan.distributed import Ranks
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
@@ -70,7 +70,10 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
     start, dataset = _peek(arguments)
     if len(given := [name for name, value in vars(start).items() if value is not None]) > 1:
         raise UserError(f"--{' and --'.join(given)} each say where to start from: give one of them")
-    saved = checkpoint.load(start.resume) if start.resume else None
+    resume = start.resume
+    if resume and distributed.restarts() and not resume.exists() and resume.absolute().parent.name == checkpoint.FOLDER:
+        resume = resume.absolute().parents[1]  # the run has saved since then, and keeps its last checkpoints alone
+    saved = checkpoint.load(resume) if resume else None
     if saved:
         base = dataclasses.replace(saved.config, run_dir=None)
     elif start.config:
@@ -96,7 +99,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
             f"--resume goes on in the run's own folder {saved.run_dir}, not in --run-dir {folder}: leave --run-dir "
             f"out, or copy the checkpoint into {folder} and resume from there"
         )
-    return dataclasses.replace(command.train, run_dir=saved.config.run_dir), start.resume
+    return dataclasses.replace(command.train, run_dir=saved.config.run_dir), resume
 
 
 def _peek(arguments: list[str]) -> tuple[Start, str | None]:
@@ -124,7 +127,11 @@ def main() -> None:
 
 
 def _to_go_on_from(config: TrainConfig, resumed: Path | None) -> Path | None:
-    """``resumed``; after a restart by torchrun the run's folder, where this run has saved a checkpoint meanwhile."""
+    """``resumed``; after a restart by torchrun the run's folder, where this run has saved a checkpoint meanwhile.
+
+    That it was this run is seen by its config.json: of another one that was in the folder before, the first start was
+    refused.
+    """
     if not distributed.restarts():
         return resumed
     folder = checkpoint.load(resumed).run_dir if resumed else config.run_dir
@@ -133,7 +140,9 @@ def _to_go_on_from(config: TrainConfig, resumed: Path | None) -> Path | None:
             "torchrun started this run again after a process had failed, and it has no folder to go on from: give "
             "--run-dir with --max-restarts"
         )
-    return folder if checkpoint.newest(folder) else resumed
+    written = folder / "config.json"
+    ours = written.exists() and written.read_bytes() == to_json(config).encode()
+    return folder if ours and checkpoint.newest(folder) else resumed
 
 
 def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: Precision) -> Stopped:

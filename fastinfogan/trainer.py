@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,7 @@ class Trainer:
         self._rounds = [round(share * config.iterations) for share in ROUNDS]
         self._retired = False  # Q's rivals
         self.graph: capture.Graph | None = None
+        self._say: Callable[[str], None] = tqdm.write
         generator, discriminator = build(config.network_tables, self.spec, seed=config.seed)
         # The convolutions of every backend are fastest, and batches arrive, in this layout.
         self.generator = generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,7 +135,7 @@ class Trainer:
         if self.graph is not None:
             self.graph.release()
         self.graph = graph
-        self._run = capture.Replayed(self._iterate, self.batches.static, graph, tqdm.write)
+        self._run = capture.Replayed(self._iterate, self.batches.static, graph, lambda line: self._say(line))
 
     def close(self) -> None:
         """Give the captured graph back: processes do not part before every graph that NCCL takes part in is gone."""
@@ -158,7 +159,7 @@ class Trainer:
         phase = self.discriminator_phase
         chosen, lacking = phase.rivalry.choose()
         if chosen and self.ranks.first:
-            tqdm.write(
+            self._say(
                 f"Q takes the head of rival {chosen}: of all that its values can tell it lacks {lacking[chosen]:.3f} "
                 f"nats, Q's own head {lacking[0]:.3f}"
             )
@@ -232,6 +233,7 @@ class Trainer:
                 except BrokenPipeError:
                     caught.append(signal.SIGPIPE)
 
+            self._say = tell
             while self.step < config.iterations and not (stopped := self.ranks.any(bool(caught))):
                 bar.update(self.advance())
                 if self.step % config.log_every == 0 or self.step == config.iterations:
@@ -424,7 +426,8 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, _: object) -> None:
         caught.append(number)
         restore()
-        print("stopping after this iteration, then saving; once more to stop at once", file=sys.stderr)
+        with suppress(OSError, RuntimeError):  # Ctrl-C has ended the reader as well, or it came while stderr is written
+            print("stopping after this iteration, then saving; once more to stop at once", file=sys.stderr)
 
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -45,6 +45,24 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [
+        (".", "checkpoints/step-00000003.safetensors"),
+        ("checkpoints", "step-00000003.safetensors"),
+        ("checkpoints", "./step-00000003.safetensors"),
+        ("checkpoints", "../checkpoints/step-00000003.safetensors"),
+        ("checkpoints/below", "../step-00000003.safetensors"),
+    ],
+)
+def test_a_checkpoint_knows_its_run_from_wherever_it_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, inside: str, named: str
+) -> None:
+    (run / inside).mkdir(exist_ok=True)
+    monkeypatch.chdir(run / inside)
+    assert checkpoint.load(Path(named)).run_dir.resolve() == run.resolve()
+
+
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -150,6 +151,8 @@ def test_a_file_that_is_absent_or_no_text_is_named(tmp_path: Path) -> None:
         ({"codes": ("cat:1",)}, "a categorical code needs at least 2 values, got 1: write cat:2 or more"),
         ({"codes": ("uniform:0",)}, "uniform:0 holds no code"),
         ({"codes": ("dog:3",)}, "cannot read the code 'dog:3': write cat:K"),
+        ({"data": Path(os.fsdecode(b"d\xe9j\xe0"))}, "--data b'd\\xe9j\\xe0' is no UTF-8, which config.json and the"),
+        ({"run_dir": Path(os.fsdecode(b"\xe0"))}, "--run-dir b'\\xe0' is no UTF-8"),
         ({"noise": -1}, "noise must be a number of columns, 0 to 65,536, got -1"),
         ({"noise": 0, "codes": ()}, "a generator needs an input"),
     ],

@@ -259,6 +259,10 @@ def test_a_restarted_run_goes_on_from_its_folder(tiny: None, tmp_path: Path, mon
     assert train._to_go_on_from(config, None) == tmp_path / "run"
     earlier = tmp_path / "run" / "checkpoints" / "step-00000002.safetensors"
     assert train._to_go_on_from(config, earlier) == tmp_path / "run"
+    other = replace(config, seed=77)  # refused at its first start: the folder holds another run
+    assert train._to_go_on_from(other, None) is None
+    flags = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000001.safetensors"), "--iterations", "9"]
+    assert train.parse(flags)[1] == (tmp_path / "run").absolute()  # the run has removed that one since
     with pytest.raises(UserError, match="no folder to go on from: give --run-dir with --max-restarts"):
         train._to_go_on_from(replace(config, run_dir=None), None)
 

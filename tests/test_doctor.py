@@ -14,6 +14,7 @@ from fastinfogan import doctor
 from fastinfogan.ops import native, selfcheck
 from fastinfogan.ops.backend import VARIABLE, available
 from fastinfogan.ops.selfcheck import Check, check_ops, trust
+from fastinfogan.precision import choose_precision
 from tests.conftest import Command
 
 CPU = torch.device("cpu")
@@ -122,9 +123,48 @@ class TestTrust:
         trust(torch.device("cuda"))
         assert "WARNING: on this GPU head_loss (triton) could not be built" in capsys.readouterr().err
 
-    def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("home", ["locked", "none", "empty"])
+    def test_without_a_cache_of_ones_own_it_is_checked_every_time(
+        self, home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        asked: list[str] = []
+
+        def check(_: torch.device) -> list[Check]:
+            asked.append("once")
+            return [Check("head_loss", "triton", 0.5, 0.1)]
+
+        def locked(*_: object, **__: object) -> str:
+            raise PermissionError(13, "Permission denied")
+
+        def nobody() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(selfcheck, "check_ops", check)
+        monkeypatch.chdir(tmp_path)
+        if home == "locked":
+            for method in ("read_text", "mkdir"):
+                monkeypatch.setattr(Path, method, locked)
+        else:
+            monkeypatch.setattr(Path, "home", nobody)
+            monkeypatch.setenv("XDG_CACHE_HOME", "")
+            if home == "none":
+                monkeypatch.delenv("XDG_CACHE_HOME")
+        trust(torch.device("cuda"))
+        trust(torch.device("cuda"))
+        assert len(asked) == 2 and not list(tmp_path.iterdir())
+
+    def test_a_cache_folder_that_is_named_needs_no_home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(Path, "home", lambda: pytest.fail("asked"))
+        monkeypatch.setattr(selfcheck, "check_ops", lambda _: [])
+        trust(torch.device("cuda"))
+        assert (tmp_path / "fastinfogan" / "trusted").exists()
+
+    def test_the_cpu_is_not_asked(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(selfcheck, "check_ops", lambda _: pytest.fail("checked"))
         trust(CPU)
+        monkeypatch.setattr(native, "why_not", "the C++ extension is not built")
+        trust(CPU)
+        assert "notice: the C++ extension is not built; without it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,8 +205,34 @@ def test_a_disagreement_is_an_error_that_names_the_remedy(command: Command, monk
     monkeypatch.setattr(doctor, "check_ops", lambda _: [Check("head_loss", "native", 9.0, 0.1)])
     outcome = command(doctor, "--device", "cpu")
     assert outcome.code == 2
-    assert "DISAGREES" in outcome.out and "not in use" in outcome.out
+    # What a run here chooses, for all that: nothing but the variable changes it.
+    served = selfcheck.serving(CPU)["head_loss"]
+    assert "DISAGREES" in outcome.out and ("not in use" in outcome.out) is (served != "native")
     assert "head_loss (native)" in outcome.err and f"{VARIABLE}=reference" in outcome.err
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert "not in use" in command(doctor, "--device", "cpu").out
+
+
+def test_on_a_gpu_nothing_fused_is_in_use_where_anything_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    found = [Check("head_loss", "triton", float("inf"), 0.1), Check("image_batch", "triton", 0.5, 0.1)]
+    monkeypatch.setattr(doctor, "check_ops", lambda _: found)
+    monkeypatch.setattr(doctor, "choose_precision", lambda *_, **__: choose_precision(CPU, amp=True))
+    examined = doctor.examine(torch.device("cuda"))
+    assert examined["serving"] == {"head_loss": "reference", "image_batch": "reference"}
+    assert json.loads(json.dumps(examined, allow_nan=False))["checks"][0]["worst"] is None
+    assert "worst error no number" in doctor.report(examined)
+
+
+@pytest.mark.parametrize("asked", ["bogus", "triton"])
+def test_a_backend_that_no_run_would_take_is_an_error_here_too(
+    command: Command, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    if asked in available("cpu"):
+        pytest.skip("Triton's interpreter is on")
+    monkeypatch.setenv(VARIABLE, asked)
+    outcome = command(doctor, "--device", "cpu")
+    assert outcome.code == 2 and "backend" in outcome.err and "agrees" not in outcome.out
 
 
 def test_a_machine_without_fused_backends_is_told_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

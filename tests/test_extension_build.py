@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastinfogan.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +59,29 @@ def test_a_compiler_that_fails_leaves_a_working_package_and_says_so(checkout):
         check=True,
     )
     assert "extension is not built" in imported.stdout
+
+
+def test_an_extension_of_another_version_is_not_called(tmp_path: Path) -> None:
+    (tmp_path / "_C.py").write_text("")  # as one was that had no number yet
+    program = (
+        f"import fastinfogan; fastinfogan.__path__.insert(0, {str(tmp_path)!r});"
+        "from fastinfogan.ops import native, native_layers; assert not native.available(); print(native.why_not)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "of another version of the package: pip install -e . builds it anew" in done.stdout
+
+
+# Change these two together: what a call passes is trusted, and an old extension that is called anew may read anywhere.
+SIGNATURES = {1: "c91e142fabcb1589"}
+
+
+def test_the_interface_is_counted_up_where_signatures_change() -> None:
+    source = (ROOT / "csrc" / "bindings.cpp").read_text()
+    signatures = re.findall(r"^[\w:<>&*, ]+ \w+\([^;{]*\) \{$", source, re.MULTILINE)
+    defined = re.findall(r'\.def\("\w+"|\.attr\("\w+"\)', source)
+    (number,) = map(int, re.findall(r'attr\("interface"\) = (\d+);', source))
+    digest = hashlib.sha256("\n".join([*signatures, *defined]).encode()).hexdigest()[:16]
+    assert len(signatures) > 20 and number == native.INTERFACE and {number: digest} == SIGNATURES
 
 
 def test_a_cuda_compiler_that_fails_leaves_the_cpu_extension(checkout):

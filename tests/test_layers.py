@@ -315,6 +315,13 @@ def test_norm_act_refuses_what_does_not_fit() -> None:
         norm_act(torch.zeros(5, 3), torch.zeros(3), slope=0.0, groups=2)
     with pytest.raises(UserError, match="at least 2 rows in each of 2 groups, got 2"):
         norm_act(torch.zeros(2, 3), torch.zeros(3), torch.ones(3), slope=0.0, groups=2)
+    for gain in (torch.ones(1), torch.ones(2), torch.ones(1, 3)):
+        with pytest.raises(UserError, match=r"norm_act expected gain of shape \(3,\), got"):
+            norm_act(torch.zeros(4, 3), torch.zeros(3), gain, slope=0.0)
+    with pytest.raises(UserError, match=r"norm_act expected bias of shape \(0,\), got \(3, 0\)"):
+        norm_act(torch.zeros(4, 3), torch.zeros(3, 0), slope=0.0)
+    with pytest.raises(UserError, match="norm_act got bias on meta and works on cpu"):
+        norm_act(torch.zeros(4, 3), torch.zeros(3, device="meta"), slope=0.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -329,12 +336,14 @@ def test_the_layers_are_whole_torch_ops(backend: str) -> None:
     small = torch.randn(2, 5, 2, 2, requires_grad=True)
     torch.library.opcheck(ops.convolve_transposed.default, (small, matrix, 2, 1, backend))
     torch.library.opcheck(ops.convolve_gradient.default, (images.detach(), small.detach(), 2, 1, backend))
-    x, bias, gain = torch.randn(6, 3, requires_grad=True), torch.randn(3), torch.randn(3, requires_grad=True)
-    torch.library.opcheck(ops.norm_act.default, (x, bias, gain, 0.1, 2, 1e-5, backend))
-    for scale in (gain.detach(), None):
-        y, mean, variance = ops.norm_act(x.detach(), bias, scale, 0.1, 2, 1e-5, backend)
-        of_norm = (y, x.detach(), bias, scale, mean, variance, 0.1, 2, 1e-5, backend)
-        torch.library.opcheck(ops.norm_act_backward.default, of_norm)
+    bias, gain = torch.randn(3), torch.randn(3, requires_grad=True)
+    for x in (torch.randn(6, 3, requires_grad=True), torch.randn(3, 6).t().requires_grad_()):
+        for scale in (gain, None):
+            torch.library.opcheck(ops.norm_act.default, (x, bias, scale, 0.1, 2, 1e-5, backend))
+        for scale in (gain.detach(), None):
+            y, mean, variance = ops.norm_act(x.detach(), bias, scale, 0.1, 2, 1e-5, backend)
+            of_norm = (y, x.detach(), bias, scale, mean, variance, 0.1, 2, 1e-5, backend)
+            torch.library.opcheck(ops.norm_act_backward.default, of_norm)
     weights, gradients, firsts, seconds = ([torch.ones(3), torch.ones(2)] for _ in range(4))
     copies, steps = [torch.ones(3).bfloat16(), torch.empty(0).bfloat16()], [torch.zeros(()), torch.zeros(())]
     state = (weights, gradients, firsts, seconds, copies, steps)
@@ -463,6 +472,11 @@ def adam_arguments() -> dict[str, Any]:
         ({"gradients": [torch.ones(4, 3).t()]}, r"a gradient of strides \(1, 3\)"),
         ({"first_moments": [torch.zeros(4, 3).t()]}, r"moments of strides \(1, 3\) and \(4, 1\)"),
         ({"copies": [torch.zeros(4, 3).bfloat16().t()]}, r"a copy of strides \(1, 3\) do not lie as"),
+        ({"copies": [torch.zeros(3, 4)]}, "copies in bfloat16, got torch.float32 and torch.float32"),
+        ({"copies": [torch.zeros(3, 4, dtype=torch.uint8)]}, "copies in bfloat16, got torch.float32 and torch.uint8"),
+        ({"gradients": [torch.ones(3, 4).double()]}, "expected gradients in float32, bfloat16 or float16"),
+        ({"gradients": [torch.ones(3, 4, device="meta")]}, "adam got a gradient on meta and works on cpu"),
+        ({"copies": [torch.ones(3, 4, device="meta").bfloat16()]}, "adam got a copy on meta and works on cpu"),
         (
             {name: [torch.zeros(3, 8)[:, ::2]] for name in ("weights", "gradients", "first_moments", "second_moments")},
             r"a weight of strides \(8, 2\) is neither contiguous nor",

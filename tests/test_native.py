@@ -375,7 +375,8 @@ def test_the_new_ops_are_whole_torch_ops():
     q = torch.randn(5, spec.head_dim)
     codes = (torch.randn(5, 3), torch.zeros(5, 1, dtype=torch.int64), torch.zeros(5, 1))
     for backend in ("native", "reference"):
-        torch.library.opcheck(torch.ops.fastinfogan.recognize, (q, spec.categorical, backend))
+        for outputs in (q, torch.randn(spec.head_dim, 5).t()):
+            torch.library.opcheck(torch.ops.fastinfogan.recognize, (outputs, spec.categorical, backend))
         torch.library.opcheck(
             torch.ops.fastinfogan.traversal,
             (*codes, 1, torch.linspace(-2, 2, 4), spec.categorical, torch.float32, backend),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import math
@@ -266,6 +267,35 @@ def test_a_reader_that_is_gone_ends_the_run_and_it_is_saved(
     config = tiny_config(iterations=7, log_every=2, save_every=100)
     assert make_trainer(config, tmp_path).train(gone) == Stopped(2, signal.SIGPIPE)
     assert saved_steps(tmp_path) == [2]
+
+
+def test_a_reader_that_is_gone_when_a_rival_is_chosen_ends_the_run_and_it_is_saved(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
+) -> None:
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    made = make_trainer(tiny_config(invariance=0.5, rivals=2, iterations=20, log_every=100, save_every=100), tmp_path)
+    made.discriminator_phase.rivalry.choose = lambda: (2, [0.5, 0.4, 0.25])  # type: ignore[method-assign]
+    stopped = made.train(gone)
+    assert stopped.signal == signal.SIGPIPE and 0 < stopped.step < 20
+    assert saved_steps(tmp_path) == [stopped.step]
+
+
+def test_ctrl_c_that_ends_the_reader_of_stderr_as_well_saves_all_the_same(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for all of a pipeline: train 2>&1 | tee log."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    made = make_trainer(tiny_config(iterations=7, save_every=100), tmp_path)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    after(3, made, lambda: signal.raise_signal(signal.SIGINT))
+    assert made.train(quiet) == Stopped(3, signal.SIGINT)
+    assert saved_steps(tmp_path) == [3]
 
 
 @pytest.fixture
@@ -533,21 +563,20 @@ def test_a_run_that_is_shortened_to_before_where_it_stands_has_no_rivals_any_mor
 
 
 def test_the_heads_are_varied_otherwise_in_every_round_and_the_choice_is_told(
-    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer
 ) -> None:
     def rounds(seed: int) -> list[int]:
         made = make_trainer(tiny_config(invariance=0.5, rivals=2, iterations=20, seed=seed), tmp_path / str(seed))
         seeds: list[int] = []
         made.discriminator_phase.rivalry.vary = seeds.append  # type: ignore[method-assign]
         made.discriminator_phase.rivalry.choose = lambda: (2, [0.5, 0.4, 0.25])  # type: ignore[method-assign]
-        made.train(quiet)
+        made.train(told.append)
         return seeds
 
     told: list[str] = []
-    monkeypatch.setattr(trainer.tqdm, "write", told.append)
     found = [*rounds(3), *rounds(4)]
     assert len(set(found)) == len(found) == 2 * (len(ROUNDS) - 1)
-    assert told == 2 * len(ROUNDS) * [
+    assert [line for line in told if "rival" in line] == 2 * len(ROUNDS) * [
         "Q takes the head of rival 2: of all that its values can tell it lacks 0.250 nats, Q's own head 0.500"
     ]
 

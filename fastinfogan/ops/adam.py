@@ -14,6 +14,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
+from fastinfogan.ops.arguments import DTYPES, require_on
 from fastinfogan.ops.backend import Backend, choose, implementation
 
 
@@ -40,7 +41,7 @@ def adam(
         learning_rate: as a float64 scalar it is read when the step is done: a recorded step can follow a schedule.
 
     Raises:
-        UserError: another dtype, another number of elements, or an order in memory that is not the weight's.
+        UserError: another dtype or device, another number of elements, or an order in memory that is not the weight's.
     """
     device = weights[0].device if weights else torch.device("cpu")
     rate = learning_rate
@@ -67,6 +68,15 @@ def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> Non
                 f"adam expected float32 weights, moments and steps, got {weight.dtype}, {first.dtype}, "
                 f"{second.dtype} and {step.dtype}"
             )
+        if gradient.dtype not in DTYPES or (copy.numel() and copy.dtype != torch.bfloat16):
+            raise UserError(
+                f"adam expected gradients in float32, bfloat16 or float16 and copies in bfloat16, got {gradient.dtype} "
+                f"and {copy.dtype}"
+            )
+        for name, other in (("gradient", gradient), ("moment", first), ("moment", second), ("step", step)):
+            require_on("adam", f"a {name}", other, weight.device)
+        if copy.numel():
+            require_on("adam", "a copy", copy, weight.device)
         if gradient.numel() != weight.numel() or (copy.numel() and copy.numel() != weight.numel()):
             raise UserError(
                 f"adam expected {weight.numel()} elements as in the weight, got a gradient of "

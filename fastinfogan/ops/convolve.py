@@ -32,7 +32,7 @@ def convolve(
     Raises:
         UserError: shapes, or a stride or padding, that do not fit.
     """
-    _check(images, stride, before)
+    _check(images, matrix, stride, before)
     if images.shape[2] % stride or images.shape[3] % stride or matrix.shape[1] != KERNEL**2 * images.shape[1]:
         raise UserError(
             f"convolve at stride {stride} expected images whose sides it divides and a matrix "
@@ -51,7 +51,7 @@ def convolve_transposed(
     ``matrix``: the weights ``[in, 16 * out]``, columns (ky, kx, out); ``before`` is the padding of the convolution that
     this is the transpose of. The rest as in :func:`convolve`.
     """
-    _check(images, stride, before)
+    _check(images, matrix, stride, before)
     if matrix.shape[0] != images.shape[1] or matrix.shape[1] % KERNEL**2:
         raise UserError(
             f"convolve_transposed expected a matrix [{images.shape[1]}, 16 * out], got {tuple(matrix.shape)}"
@@ -65,12 +65,14 @@ def _backend(requested: str | None, tensor: torch.Tensor) -> Backend:
     return choose(requested, tensor.device.type, fused=tensor.dtype != torch.float64, triton=False)
 
 
-def _check(images: torch.Tensor, stride: int, before: int) -> None:
+def _check(images: torch.Tensor, matrix: torch.Tensor, stride: int, before: int) -> None:
     if images.dim() != 4 or stride not in (1, 2) or not 0 <= before <= KERNEL - stride:
         raise UserError(
             f"4x4 convolutions take images [n, c, h, w] at stride 1 or 2 with 0 to 4 - stride rows of padding before, "
             f"got {tuple(images.shape)} at {stride} with {before}"
         )
+    if matrix.dim() != 2:
+        raise UserError(f"4x4 convolutions take their weights as a matrix, got {tuple(matrix.shape)}")
 
 
 def _weight(matrix: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,14 @@ import torch  # before _C, so that both use the OpenMP runtime that torch brings
 from fastinfogan.ops.arguments import DTYPES
 from fastinfogan.ops.philox import FLIPS
 
+INTERFACE = 1  # csrc/bindings.cpp's: an extension of another version would be called with what it does not take
+
 why_not: str | None = None
 try:
     import fastinfogan._C as _C
+
+    if getattr(_C, "interface", 0) != INTERFACE:
+        why_not = "the C++ extension is of another version of the package: pip install -e . builds it anew"
 except ImportError as _error:
     why_not = f"the C++ extension is not built ({_error}): pip install -e . with a C++17 compiler builds it"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from fastinfogan.errors import UserError
+from fastinfogan.ops.arguments import require
 from fastinfogan.ops.backend import below_autograd, choose, first_order, implementation, register_op
 
 
@@ -34,9 +35,12 @@ def norm_act(
     gradient; without gain they are empty. Source: Ioffe and Szegedy 2015, Algorithm 1.
 
     Raises:
-        UserError: shapes that do not fit, or a group of fewer than two rows to normalise.
+        UserError: shapes or devices that do not fit, or a group of fewer than two rows to normalise.
     """
-    columns = bias.shape[0]
+    columns = bias.numel()
+    for name, vector in (("bias", bias), ("gain", gain)):
+        if vector is not None:
+            require("norm_act", name, vector, (columns,), x.device)
     if x.dim() != 2 or x.shape[1] != columns or groups < 1 or x.shape[0] % groups:
         raise UserError(
             f"norm_act expected x of shape [groups * n, {columns}] for {groups} groups, got {tuple(x.shape)}"
@@ -68,13 +72,13 @@ def _reference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     values = x.to(bias.dtype)
     if gain is None:
-        mean = variance = bias.new_empty((groups, 0))
+        mean, variance = bias.new_empty((groups, 0)), bias.new_empty((groups, 0))
         z = values + bias
     else:
         grouped = values.unflatten(0, (groups, -1))
         mean, variance = grouped.mean(1), grouped.var(1, correction=0)
         z = (_normalised(values, mean, variance, groups, eps)[0] * gain + bias).flatten(0, 1)
-    return torch.where(z > 0, z, slope * z).to(x.dtype), mean, variance
+    return torch.where(z > 0, z, slope * z).to(x.dtype).contiguous(), mean, variance
 
 
 def _backward_reference(
@@ -92,13 +96,13 @@ def _backward_reference(
     values, above = x.to(bias.dtype), y_gradient.to(bias.dtype)
     if gain is None:
         dz = torch.where(values + bias > 0, above, slope * above)
-        return dz.to(x.dtype), dz.sum(0), bias.new_empty(0)
+        return dz.to(x.dtype).contiguous(), dz.sum(0), bias.new_empty(0)
     h, inverse_std = _normalised(values, mean, variance, groups, eps)
     above = above.unflatten(0, (groups, -1))
     dz = torch.where(h * gain + bias > 0, above, slope * above)
     # 2. Through gain and bias, and through the mean and the variance that all rows of the group share.
     dx = gain * inverse_std * (dz - dz.mean(1, keepdim=True) - h * (dz * h).mean(1, keepdim=True))
-    return dx.flatten(0, 1).to(x.dtype), dz.sum((0, 1)), (dz * h).sum((0, 1))
+    return dx.flatten(0, 1).to(x.dtype).contiguous(), dz.sum((0, 1)), (dz * h).sum((0, 1))
 
 
 @register_op

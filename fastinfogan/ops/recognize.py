@@ -60,8 +60,9 @@ def _reference(
     for i, of_code in enumerate(logits):
         categories[:, i] = of_code.argmax(1)
         confidence[:, i] = of_code.softmax(1).amax(1)
-    # A copy, because a custom op may not return a view of its input.
-    return categories, confidence, mean.clone(memory_format=torch.contiguous_format), log_std.clamp(LOG_STD_MIN).exp()
+    # Copies, because a custom op may not return a view of its input; row after row, whatever order the input is in.
+    mean, log_std = (part.clone(memory_format=torch.contiguous_format) for part in (mean, log_std))
+    return categories, confidence, mean, log_std.clamp(LOG_STD_MIN).exp()
 
 
 @torch.library.custom_op("fastinfogan::recognize", mutates_args=())

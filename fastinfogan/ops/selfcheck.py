@@ -24,7 +24,7 @@ from fastinfogan.codes import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.ops import native
 from fastinfogan.ops.adam import adam
 from fastinfogan.ops.arguments import DTYPES
-from fastinfogan.ops.backend import VARIABLE, Backend, available
+from fastinfogan.ops.backend import VARIABLE, Backend, available, choose
 from fastinfogan.ops.convolve import convolve, convolve_transposed
 from fastinfogan.ops.fc import fc
 from fastinfogan.ops.head_loss import head_loss
@@ -82,28 +82,44 @@ def check_ops(device: torch.device) -> list[Check]:
     return fused + layers
 
 
+def serving(device: torch.device) -> dict[str, Backend]:
+    """What each op runs on ``device`` unless its caller asks for another backend.
+
+    Raises:
+        UserError: ``$FASTINFOGAN_BACKEND`` asks for what is not there.
+    """
+    fused = {op: choose(None, device.type, on_cuda, triton=triton) for op, (_, on_cuda, triton) in _OPS.items()}
+    return fused | {op: choose(None, device.type, triton=False) for op in _LAYERS}
+
+
 def trust(device: torch.device) -> None:
-    """Check the fused ops the first time that they meet a kind of GPU, and warn where they are not to be used.
+    """Check the fused ops the first time that they meet a kind of GPU, and tell where they are not to be used.
 
     On disagreement every op of this process runs its reference. What agreed is remembered in the user's cache folder,
     with the device, the versions, and hashes of the extension and of the Triton kernels; the CPU's backends are tested
     where the package is.
     """
     if device.type != "cuda":
+        if native.why_not:
+            print(f"notice: {native.why_not}; without it the ops run in plain PyTorch, slower", file=sys.stderr)
         return
     subject = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, fastinfogan {__version__}"
     extension = sorted(Path(native.__file__).parents[1].glob("_C*.so"))
     subject += f", CUDA kernels for {native.cuda_architectures() or 'none'} {_digest(extension)}, Triton's {_kernels()}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastinfogan" / "trusted"
-    if cache.exists() and subject in cache.read_text().splitlines():
-        return
+    cache: Path | None = None
+    # Without a home, or with another user's, it is checked every time.
+    with contextlib.suppress(OSError, RuntimeError, UnicodeDecodeError):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastinfogan" / "trusted"
+        if subject in cache.read_text().splitlines():
+            return
     print("checking the fused ops on this GPU, once: up to a minute, most of it compiling", file=sys.stderr)
     wrong = [check for check in check_ops(device) if not check.agrees]
     if not wrong:
-        with contextlib.suppress(OSError):  # then it is checked again next time
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with cache.open("a") as file:
-                file.write(subject + "\n")
+        if cache is not None:
+            with contextlib.suppress(OSError):
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                with cache.open("a") as file:
+                    file.write(subject + "\n")
         return
     os.environ[VARIABLE] = "reference"
     told = [
