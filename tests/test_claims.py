@@ -125,6 +125,15 @@ def test_the_paragraph_has_medians_spreads_failures_and_the_machine() -> None:
     assert "bench claims so" in text
 
 
+def test_runs_that_earlier_metrics_judged_are_told() -> None:
+    claim = claim_of(plain=TrainConfig())
+    row = {"variant": "plain", "error": "0.1", "nmi": "", "failure": "none", "images_per_second": "1", **MACHINE}
+    seeds = [row | {"seed": "0"}, row | {"seed": "1", "judge": str(runs.JUDGE)}, row | {"seed": "2"}]
+    assert "2 of 3 runs were judged by earlier metrics" in report.paragraph(claim, "so", seeds, Path("so.png"))
+    for alike in (seeds[:1], seeds[1:2]):
+        assert "earlier metrics" not in report.paragraph(claim, "so", alike, Path("so.png"))
+
+
 def test_times_of_different_machines_are_told_apart() -> None:
     claim = claim_of(plain=TrainConfig(iterations=100, batch=50))
     rows = [
@@ -190,7 +199,7 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
         "step": "3", "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
         "frequencies/c1/distance": "0.25", "frequencies/c1/0": "0.25", "frequencies/c1/1": "0.75",
-        "failure": "0 and 1 share a value", "images_per_second": "100",
+        "failure": "0 and 1 share a value", "images_per_second": "100", "judge": str(runs.JUDGE),
     }  # fmt: skip
     content = json.loads((tmp_path / "evaluation.json").read_text())
     del content["frequencies"]  # all three values equally frequent then

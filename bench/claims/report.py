@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
 from bench.claims.gallery import Shown
+from bench.claims.runs import JUDGE
 from bench.measure import by_machine
 from bench.plots import distinct, only
 
@@ -87,6 +89,12 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
         told.append(
             "Numbers with a / between them are of runs judged by feature networks that two machines trained for "
             "themselves: they are not in the same unit."
+        )
+    judges = Counter(row.get("judge", "") for row in rows)
+    if len(judges) > 1:
+        told.append(
+            f"{judges.total() - judges[str(JUDGE)]} of {judges.total()} runs were judged by earlier metrics: --again "
+            f"judges anew those that still lie in runs/claims."
         )
     if "clustering" in claim.groups:
         told.append(

@@ -25,6 +25,8 @@ MACHINE = "machine.json"
 # Of the training: counted up where the same configuration ends elsewhere than before, so that no run of the code before
 # stands for one of today's.
 CODE = 1
+# Of the metrics: counted up where they say something else of the same run. Rows from before it was counted have none.
+JUDGE = 1
 SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
 
 
@@ -105,6 +107,7 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
         **numbers,
         **({"failure": "; ".join(filter(None, failures)) or "none"} if failures else {}),
         "images_per_second": significant(median(rates)),
+        "judge": str(JUDGE),
     }
 
 
