@@ -7,6 +7,7 @@ steps), so the step restores it. safetensors holds numbers only: a checkpoint fr
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -235,5 +236,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and run without
+            raise
     finally:
         os.close(descriptor)

@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import resource
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,22 @@ def run(tmp_path: Path) -> Path:
     """A run that has saved step 3."""
     save(tmp_path, 3)
     return tmp_path
+
+
+@pytest.mark.parametrize(("number", "saved"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced_holds_checkpoints_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, saved: bool
+) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    with nullcontext() if saved else pytest.raises(UserError, match="could not save step 3"):
+        assert save(tmp_path, 3).exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.data.split import FactorKind, Factors
+from fastinfogan.metrics import disentanglement as module
 from fastinfogan.metrics.disentanglement import (
     Disentanglement,
     _sharing,
@@ -71,15 +72,15 @@ def random() -> Disentanglement:
     return judge(lambda v, rng: scalars(*rng.uniform(size=(3, len(v)))))
 
 
+def turned(v: Floats, _: object) -> Representation:
+    """The factors turned by 45 degrees in two planes: as informative as they are, and as entangled as can be."""
+    a, b, c = v.T - 0.45
+    return scalars(a + b, a - b, c)
+
+
 @pytest.fixture(scope="module")
 def rotated() -> Disentanglement:
-    """The factors turned by 45 degrees in two planes: as informative as they are, and as entangled as can be."""
-
-    def turn(v: Floats, _: object) -> Representation:
-        a, b, c = v.T - 0.45
-        return scalars(a + b, a - b, c)
-
-    return judge(turn)
+    return judge(turned)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,13 @@ def test_a_perfect_code_scores_one_everywhere(perfect: Disentanglement) -> None:
     grid = np.arange(10) / 10
     assert perfect.sap == pytest.approx((2 + np.corrcoef(grid, np.exp(grid))[0, 1] ** 2) / 3, abs=0.005)
     assert np.array(perfect.information).argmax(1).tolist() == [2, 0, 1]
+
+
+def test_votes_are_the_same_however_few_fit_in_memory(
+    rotated: Disentanglement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_A_TIME", 5000)
+    assert judge(turned) == rotated
 
 
 def test_a_random_code_scores_chance(random: Disentanglement) -> None:

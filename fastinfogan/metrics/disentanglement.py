@@ -10,6 +10,7 @@ bins merge values of a factor that has more: on dSprites' 32 positions and 40 an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from fastinfogan.metrics.representation import (
 
 FIT_IMAGES, TEST_IMAGES = 10_000, 10_000
 VOTES, VOTE_IMAGES = (10_000, 5_000), 64  # disentanglement_lib's, for training and for test
+AT_A_TIME = 10_000_000  # values of codes
 FOREST_TREES, FOREST_DEPTHS = 20, (2, 4, 8, 12)
 
 Forest = Any  # a random forest of scikit-learn, which comes without types
@@ -277,8 +279,14 @@ def _least_varying(
     for place, columns in enumerate(codes.columns):
         overall = columns.var(0, ddof=1).sum()
         if overall > 1e-12 * np.square(columns).sum(1).mean():  # whatever its unit
-            relative[:, place] = columns[images].var(1, ddof=1).sum(1) / overall
+            relative[:, place] = _in_parts(lambda of: of.var(1, ddof=1).sum(1), columns, images) / overall
     return relative.argmin(1), factor
+
+
+def _in_parts(measure: Callable[[Floats], Floats], columns: Floats, images: Indices) -> Floats:
+    """``measure``, row by row, of ``columns[images]``, which is gigabytes where a code has a thousand values."""
+    parts = 1 + images.size * columns.shape[1] // AT_A_TIME
+    return np.concatenate([measure(columns[rows]) for rows in np.array_split(images, parts)])
 
 
 def _sharing(levels: list[Indices], factor: Indices, n: int, rng: np.random.Generator) -> Indices:
@@ -321,6 +329,7 @@ def _differences(
     pairs = _sharing(levels, np.repeat(factor, VOTE_IMAGES), 2, rng)
     table = np.empty((votes, len(codes.names)))
     for place, columns in enumerate(codes.columns):
-        apart = np.abs(columns[pairs[:, 0]] - columns[pairs[:, 1]]).sum(1) * (0.5 if columns.shape[1] > 1 else 1.0)
+        apart = _in_parts(lambda of: np.abs(of[:, 0] - of[:, 1]).sum(1), columns, pairs)
+        apart *= 0.5 if columns.shape[1] > 1 else 1.0
         table[:, place] = apart.reshape(votes, VOTE_IMAGES).mean(1)
     return table, factor
