@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from bench import plots
-from bench.measure import announce, in_turns, results_file, throughput_rows, write_csv
+from bench.measure import announce, in_turns, require_turns, results_file, throughput_rows, write_csv
 from fastinfogan.data import BatchPlan, Encoded, ResidentBatches, StreamBatches
 from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.decode import decode_all, decoder_threads
@@ -75,8 +75,7 @@ def main() -> None:
     """Measure every provider in turns, print medians with 20 % and 80 % quantiles, and write them as CSV."""
     options = tyro.cli(Options, prog="python -m bench data", description=__doc__)
     rounds, images = (3, options.images // 2) if options.quick else (options.rounds, options.images)
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {rounds}")
+    require_turns("--rounds", rounds)
     device = choose_device(options.device)
     out = results_file("data", options.quick, options.out)
     machine = announce(device, "nvidia-dali-cuda130", "pillow")

@@ -24,6 +24,7 @@ from bench.measure import (
     put_beside_model,
     quantiles,
     repeated,
+    require_turns,
     results_file,
     significant,
     write_csv,
@@ -31,7 +32,6 @@ from bench.measure import (
 from fastinfogan import LatentSpec
 from fastinfogan.capture import WARM_UP, CudaGraph
 from fastinfogan.config import PRESETS
-from fastinfogan.errors import UserError
 from fastinfogan.ops import head_loss, image_batch, pack_codes, sample_latents, unpack_codes
 from fastinfogan.ops.backend import available
 from fastinfogan.precision import choose_device
@@ -148,8 +148,7 @@ def main() -> None:
 
         static_report.main()
         return
-    if options.turns < 1:
-        raise UserError(f"--turns must be at least 1, got {options.turns}")
+    require_turns("--turns", options.turns)
     device = choose_device(options.device)
     out = results_file("kernels", options.quick, options.out)
     machine = announce(device, "triton")

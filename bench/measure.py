@@ -126,6 +126,12 @@ def in_turns(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def require_turns(flag: str, turns: int) -> None:
+    """Raise a UserError unless ``turns``, what ``flag`` gives :func:`in_turns`, are any."""
+    if turns < 1:
+        raise UserError(f"{flag} must be at least 1, got {turns}")
+
+
 def repeated(run: Callable[[], object], times: int) -> Callable[[], None]:
     """``times`` calls as one, so that a turn is long beside the clock and the scheduler."""
 

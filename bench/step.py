@@ -24,7 +24,17 @@ import tyro
 from bench import floor, plots
 from bench.apart import Apart, Timed
 from bench.field import IMAGES, TABLES, field, format_name
-from bench.measure import announce, has, in_turns, keep_rows, quantiles, read_csv, results_file, significant
+from bench.measure import (
+    announce,
+    has,
+    in_turns,
+    keep_rows,
+    quantiles,
+    read_csv,
+    require_turns,
+    results_file,
+    significant,
+)
 from bench.memory import peak_mib
 from bench.stopwatch import PHASES
 from fastinfogan.config import PRESETS
@@ -80,8 +90,7 @@ def main() -> None:
         raise UserError(f"--presets takes any of {', '.join(TABLES)}, got {unknown[0]!r}")
     if not options.batches or not all(2 <= batch <= IMAGES for batch in options.batches):
         raise UserError(f"--batches takes numbers from 2 to {IMAGES:,}, got {' '.join(map(str, options.batches))}")
-    if options.turns < 1:
-        raise UserError(f"--turns must be at least 1, got {options.turns}")
+    require_turns("--turns", options.turns)
     device = choose_device(options.device)
     out = results_file("step", options.quick, options.out)
     machine = announce(device)

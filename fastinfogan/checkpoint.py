@@ -41,10 +41,7 @@ class Checkpoint:
     @property
     def run_dir(self) -> Path:
         """The folder of the run; a file that was taken out of its run stands for one in the folder it lies in."""
-        folder = self.path.parent
-        if folder.name in ("", ".."):  # named from within
-            folder = folder.resolve()
-        return folder.parent if folder.name == FOLDER else folder
+        return run_of(self.path)
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors below ``prefix.``, without it."""
@@ -77,6 +74,14 @@ class Checkpoint:
         """
         self.require(name, module)
         module.load_state_dict(self.part(name))
+
+
+def run_of(file: Path) -> Path:
+    """The folder of the run that the checkpoint ``file`` is of, whether or not the file is still there."""
+    folder = file.parent
+    if folder.name in ("", ".."):  # named from within
+        folder = folder.resolve()
+    return folder.parent if folder.name == FOLDER else folder
 
 
 def save(run_dir: Path, step: int, config: TrainConfig, tensors: dict[str, torch.Tensor], keep: int) -> Path:

@@ -71,8 +71,8 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
     if len(given := [name for name, value in vars(start).items() if value is not None]) > 1:
         raise UserError(f"--{' and --'.join(given)} each say where to start from: give one of them")
     resume = start.resume
-    if resume and distributed.restarts() and not resume.exists() and resume.absolute().parent.name == checkpoint.FOLDER:
-        resume = resume.absolute().parents[1]  # the run has saved since then, and keeps its last checkpoints alone
+    if resume and distributed.restarts() and not resume.exists():
+        resume = checkpoint.run_of(resume)  # it has saved since then, and keeps its last checkpoints alone
     saved = checkpoint.load(resume) if resume else None
     if saved:
         base = dataclasses.replace(saved.config, run_dir=None)

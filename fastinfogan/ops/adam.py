@@ -73,10 +73,13 @@ def _check(lists: tuple[Sequence[torch.Tensor], ...], rate: torch.Tensor) -> Non
                 f"adam expected gradients in float32, bfloat16 or float16 and copies in bfloat16, got {gradient.dtype} "
                 f"and {copy.dtype}"
             )
-        for name, other in (("gradient", gradient), ("moment", first), ("moment", second), ("step", step)):
-            require_on("adam", f"a {name}", other, weight.device)
-        if copy.numel():
-            require_on("adam", "a copy", copy, weight.device)
+        device = weight.device
+        # Every step comes by here: compared at once, and looked at one by one where one of them is elsewhere.
+        if not device == gradient.device == first.device == second.device == step.device or copy.device != device:
+            for name, other in (("gradient", gradient), ("moment", first), ("moment", second), ("step", step)):
+                require_on("adam", f"a {name}", other, device)
+            if copy.numel():
+                require_on("adam", "a copy", copy, device)
         if gradient.numel() != weight.numel() or (copy.numel() and copy.numel() != weight.numel()):
             raise UserError(
                 f"adam expected {weight.numel()} elements as in the weight, got a gradient of "
