@@ -6,6 +6,8 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constrain
 EXTENSION_SOURCES := setup.py $(wildcard csrc/*)
 TRAIN_FLAGS ?=
 TEST_FLAGS ?=
+# A process per core up to four, of 1.5 GB each. TEST_FLAGS=-n0 for one; their waiting threads are not to spin.
+PYTEST := OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: train test test-all test-ptx lint coverage sanitize mutations bench claims clean
 
@@ -13,13 +15,13 @@ train: $(VENV)/installed  ## fetch MNIST and train the quick start on it; TRAIN_
 	$(RUN) -m fastinfogan.train --dataset mnist --amp $(TRAIN_FLAGS)
 
 test: $(VENV)/installed-test  ## the test suite, without the long proofs of test-all
-	$(RUN) -m pytest $(TEST_FLAGS)
+	$(PYTEST) $(TEST_FLAGS)
 
 test-all: $(VENV)/installed-test  ## with the long proofs that `make test` leaves out
-	$(RUN) -m pytest -m 'slow or not slow' $(TEST_FLAGS)
+	$(PYTEST) -m 'slow or not slow' $(TEST_FLAGS)
 
 test-ptx: $(VENV)/installed-test  ## every kernel's PTX, executed: all presets, dtypes, architectures and batches
-	$(RUN) -m pytest -m 'slow or not slow' $(wildcard tests/test_ptx_*.py) $(TEST_FLAGS)
+	$(PYTEST) -m 'slow or not slow' $(wildcard tests/test_ptx_*.py) $(TEST_FLAGS)
 	$(RUN) -m tests.ptx
 
 lint: $(VENV)/installed-test  ## formatting, ruff's rules, types
@@ -28,7 +30,7 @@ lint: $(VENV)/installed-test  ## formatting, ruff's rules, types
 	$(RUN) -m mypy
 
 coverage: $(VENV)/installed-test  ## line coverage of fastinfogan/, at least 90 %
-	$(RUN) -m pytest --cov --cov-report=term-missing --cov-fail-under=90
+	$(PYTEST) --cov --cov-report=term-missing --cov-fail-under=90
 
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer, in a copy, so that the built one stays as it is.
 sanitize: $(VENV)/installed-test  ## the extension's tests under ASan and UBSan
