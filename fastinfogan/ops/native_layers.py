@@ -2,8 +2,8 @@
 
 Products are torch's; the extension moves values to where the products want them, and does what is no product. Of the
 two libraries that torch has for products in float32, ``torch.mm`` takes MKL, which gives processors that are not
-Intel's no more than AVX2. oneDNN, whose kernels go by the instruction sets alone, is twice as fast there
-(bench/NOTES.md).
+Intel's no more than AVX2. oneDNN, whose kernels go by the instruction sets alone, is twice as fast where there are
+wider ones, and in a large layer of few rows where there are none (bench/NOTES.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _ONEDNN_IN_FLOAT32 = (
     and torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.cpu._is_avx512_supported()
     and not _C.processor_is_intel()
 )
 
