@@ -28,6 +28,7 @@ from fastinfogan.capture import WARM_UP
 from fastinfogan.config import PRESETS
 from fastinfogan.errors import UserError
 from fastinfogan.networks import Block, Layer, Tables, conv, fc, up
+from fastinfogan.precision import Precision
 from tests.test_objective import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +180,17 @@ def test_the_floor_counts_no_product_with_the_zeros_around_an_image(layer: Layer
     torch.nn.init.zeros_(block.linear.bias)  # type: ignore[arg-type]
     products = block(torch.ones(1, 1, side, side, dtype=torch.float64)).sum().item()  # each of them is a one
     assert floor.part([layer], (1, side)).flops == 2 * products
+
+
+def test_a_slow_moment_of_the_machine_does_not_raise_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    products, copies = iter([2.0, 1.0, 3.0]), iter([5.0, 6.0, 4.0])
+    monkeypatch.setattr(step, "choose_precision", lambda device, amp: Precision(device, torch.float32, "the test's"))
+    monkeypatch.setattr(step.floor, "matmul_rate", lambda device, dtype: next(products))
+    monkeypatch.setattr(step.floor, "copy_rate", lambda device: next(copies))
+    found = [step.Rates({}, 0.0)]
+    for _ in range(3):
+        found.append(step.rates(CPU, found[-1]))
+    assert found[1:] == [step.Rates({"fp32": p}, c) for p, c in ((2.0, 5.0), (2.0, 6.0), (3.0, 6.0))]
 
 
 def test_a_product_multiplies_and_adds_and_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
