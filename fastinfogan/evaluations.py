@@ -8,6 +8,7 @@ takes its share of the cores. What is found is logged and changes nothing: no st
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from fastinfogan.metrics.evaluation import Evaluation
 
 Say = Callable[[str], None]
-_FAILURES = (UserError, OSError, RuntimeError, MemoryError)  # torch's want of memory is a RuntimeError
+_EXPECTED = (UserError, OSError, RuntimeError, MemoryError)  # torch's want of memory is a RuntimeError
 
 
 class Evaluations:
     """The evaluations of one run, logged to its folder with the step that they belong to; one at a time.
 
-    One that fails, because its data set is gone or memory is full, is reported, and training goes on.
+    One that fails, because its data set is gone or memory is full, is reported, and training goes on; so it does where
+    the evaluation has a bug, which comes with its traceback.
     """
 
     def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
@@ -47,7 +49,7 @@ class Evaluations:
         device = next(generator.parameters()).device
         try:
             networks = copy.deepcopy((generator, discriminator))
-        except _FAILURES as error:
+        except Exception as error:
             _tell(say, step, error)
             return
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -70,7 +72,7 @@ class Evaluations:
         (step, done), self._running = self._running, None
         try:
             found = done.result()
-        except _FAILURES as error:
+        except Exception as error:
             _tell(say, step, error)
             return
         values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
@@ -85,5 +87,6 @@ class Evaluations:
         self.log_finished(say)
 
 
-def _tell(say: Say, step: int, error: BaseException) -> None:
-    say(f"step {step} could not be evaluated, training goes on: {first_line(error)}")
+def _tell(say: Say, step: int, error: Exception) -> None:
+    reason = first_line(error) if isinstance(error, _EXPECTED) else "".join(traceback.format_exception(error)).strip()
+    say(f"step {step} could not be evaluated, training goes on: {reason}")

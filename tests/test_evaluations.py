@@ -104,3 +104,25 @@ def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
     assert told == [
         f"step {step} could not be evaluated, training goes on: the test images are gone" for step in (2, 4)
     ]
+
+
+@pytest.mark.parametrize(("owner", "step"), [(evaluation, "evaluate"), (Generator, "__deepcopy__")])
+def test_a_bug_in_an_evaluation_costs_no_run_and_shows_where_it_is(
+    owner: object,
+    step: str,
+    tmp_path: Path,
+    tiny_config: MakeConfig,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("two lengths that do not fit")
+
+    said: list[str] = []
+    made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
+    monkeypatch.setattr(owner, step, broken, raising=False)
+    assert made.train(said.append).step == 4
+    told = [line for line in said if "could not be evaluated" in line]
+    assert [line.split(" could")[0] for line in told] == ["step 2", "step 4"]
+    for line in told:
+        assert "Traceback" in line and "in broken" in line and line.endswith("ValueError: two lengths that do not fit")
