@@ -82,47 +82,40 @@ def test_evaluations_change_nothing_in_the_run(
         assert torch.equal(tensor, states[1][name]), name
 
 
-@pytest.mark.parametrize(("owner", "step"), [(evaluation, "evaluate"), (Generator, "__deepcopy__")])
-@pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError, MemoryError])
-def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
-    owner: object,
-    step: str,
-    error: type[Exception],
+@pytest.fixture(params=[(evaluation, "evaluate"), (Generator, "__deepcopy__")], ids=["evaluate", "copy"])
+def told_of(
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     tiny_config: MakeConfig,
     make_trainer: MakeTrainer,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refused(*_: object) -> None:
-        raise error("the test images are gone")
+) -> Callable[[Exception], list[str]]:
+    """``told_of(error)``: what a run says of its two evaluations where a step of them raises ``error``."""
 
-    said: list[str] = []
-    made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
-    monkeypatch.setattr(owner, step, refused, raising=False)
-    assert made.train(said.append).step == 4
-    told = [line for line in said if "could not be evaluated" in line]
-    assert told == [
+    def run(error: Exception) -> list[str]:
+        def broken(*_: object) -> None:
+            raise error
+
+        said: list[str] = []
+        made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
+        monkeypatch.setattr(*request.param, broken, raising=False)
+        assert made.train(said.append).step == 4
+        return [line for line in said if "could not be evaluated" in line]
+
+    return run
+
+
+@pytest.mark.parametrize("error", [UserError, OSError, torch.OutOfMemoryError, MemoryError])
+def test_an_evaluation_that_cannot_be_made_is_told_of_and_training_goes_on(
+    error: type[Exception], told_of: Callable[[Exception], list[str]]
+) -> None:
+    assert told_of(error("the test images are gone")) == [
         f"step {step} could not be evaluated, training goes on: the test images are gone" for step in (2, 4)
     ]
 
 
-@pytest.mark.parametrize(("owner", "step"), [(evaluation, "evaluate"), (Generator, "__deepcopy__")])
-def test_a_bug_in_an_evaluation_costs_no_run_and_shows_where_it_is(
-    owner: object,
-    step: str,
-    tmp_path: Path,
-    tiny_config: MakeConfig,
-    make_trainer: MakeTrainer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(*_: object) -> None:
-        raise ValueError("two lengths that do not fit")
-
-    said: list[str] = []
-    made = make_trainer(tiny_config(iterations=4, evaluate_every=2), tmp_path)
-    monkeypatch.setattr(owner, step, broken, raising=False)
-    assert made.train(said.append).step == 4
-    told = [line for line in said if "could not be evaluated" in line]
+def test_a_bug_in_an_evaluation_costs_no_run_and_shows_where_it_is(told_of: Callable[[Exception], list[str]]) -> None:
+    told = told_of(ValueError("two lengths that do not fit"))
     assert [line.split(" could")[0] for line in told] == ["step 2", "step 4"]
     for line in told:
         assert "Traceback" in line and "in broken" in line and line.endswith("ValueError: two lengths that do not fit")

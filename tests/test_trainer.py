@@ -840,9 +840,12 @@ def test_precision_of_a_trainer_is_the_one_it_was_given(
 
 def next_update(made: Trainer, network: str) -> torch.Tensor:
     """What Adam would move ``network`` by, were the gradient to stay: all moments in one vector, in float64."""
-    state = {name: tensor.double() for name, tensor in made.state().items() if name.startswith(f"{network}_optimiser.")}
-    moments = [(state[name], state[f"{name}_sq"]) for name in state if name.endswith(".exp_avg")]
-    return torch.cat([(mean / (square.sqrt() + 1e-2)).flatten() for mean, square in moments])
+    optimiser = getattr(made, f"{network}_phase").optimiser
+    (group,) = optimiser.param_groups
+    moments = [
+        (optimiser.state[p]["exp_avg"].double(), optimiser.state[p]["exp_avg_sq"].double()) for p in group["params"]
+    ]
+    return torch.cat([(mean / (square.sqrt() + group["eps"])).flatten() for mean, square in moments])
 
 
 @pytest.mark.slow
