@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 from recorder import Recorder, assert_same_state, captured, memory
+from short_runs import MakeConfig, MakeTrainer, quiet
 
 from fastinfogan import capture, checkpoint, data
 from fastinfogan.capture import WARM_UP, CudaGraph, Replayed, obstacle
-from fastinfogan.config import TrainConfig
 from fastinfogan.data import BatchPlan, ResidentBatches, StreamBatches
 from fastinfogan.precision import Precision
-from fastinfogan.trainer import Trainer
 
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "trunk gets MI": {},
@@ -28,10 +25,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "spectral norm": {"spectral_norm": True},
     "learnt prior": {"learn_prior": True, "invariance": 0.5, "codes": ("cat:3", "uniform:1", "cat:4")},
 }
-
-
-def quiet(_: str) -> None:
-    """Where the lines of a run go."""
 
 
 @pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=list(OBJECTIVES))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from recorder import assert_same_state, captured
+from short_runs import MakeConfig, MakeTrainer
 
 from fastinfogan.capture import WARM_UP
-from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
-from fastinfogan.trainer import Trainer
 
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
 ITERATIONS, DECAY = 10, 0.5
 FACTORS = [1.0] * 6 + [0.8, 0.6, 0.4, 0.2]  # of the rates, step by step
 

@@ -10,20 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import MakeConfig, MakeTrainer, quiet
 
-from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation
 from fastinfogan.metrics.evaluation import evaluate
 from fastinfogan.networks import Generator
-from fastinfogan.trainer import Trainer
-
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
-
-
-def quiet(_: str) -> None:
-    """Nobody listens."""
 
 
 def evaluations(folder: Path) -> dict[int, dict[str, float]]:

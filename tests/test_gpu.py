@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import quiet
 
 from fastinfogan import Categorical, LatentSpec, Uniform, checkpoint, data
 from fastinfogan.capture import WARM_UP, Replayed
@@ -193,10 +194,6 @@ def make(tiny_networks: None, tmp_path: Path, device: torch.device, monkeypatch:
         return made
 
     return trainer
-
-
-def quiet(_: str) -> None:
-    """Where the lines of a run go."""
 
 
 def assert_close_states(one: Trainer, other: Trainer, tolerance: float = 1e-4) -> None:

@@ -17,15 +17,13 @@ from unittest import mock
 import pytest
 import torch
 from recorder import NO_LAUNCH, WAITS, tensors
+from short_runs import MakeConfig, MakeTrainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import iteration_report
 from bench.iteration_report import GPUS, META, Launches, count, launches, meta_trainer, on_meta
 from fastinfogan.config import PRESETS, TrainConfig
-from fastinfogan.trainer import Trainer
 
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "trunk gets MI": {},
     "Q learns with G": {"trunk_mi": False, "codes": ("cat:3", "gaussian:1", "cat:4")},

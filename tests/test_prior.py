@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Command
+from short_runs import MakeConfig, MakeTrainer
 
 from fastinfogan import Categorical, Latents, LatentSpec, Uniform, checkpoint, evaluate, figures, generate
 from fastinfogan.config import PRESETS, TrainConfig
@@ -23,14 +23,11 @@ from fastinfogan.networks import build
 from fastinfogan.ops import sample_latents
 from fastinfogan.ops.philox import EVALUATION
 from fastinfogan.prior import RATE, LearnedPrior, draw_latents
-from fastinfogan.trainer import Trainer
 from tests.test_invariance import of_one_head
 
 CPU = torch.device("cpu")
 SPEC = LatentSpec(4, (Categorical(3), Uniform(2), Categorical(5)), learn_prior=True)
 FREQUENCIES = ((0.7, 0.2, 0.1), (0.05, 0.05, 0.5, 0.39, 0.01))
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
 
 
 def prior_of(*frequencies: tuple[float, ...], spec: LatentSpec = SPEC) -> LearnedPrior:

@@ -12,20 +12,18 @@ from typing import cast
 import pytest
 import torch
 from recorder import assert_same_state, captured
+from short_runs import MakeConfig, MakeTrainer
 
 from fastinfogan import Categorical, LatentSpec, Uniform, rivals
 from fastinfogan.capture import WARM_UP
-from fastinfogan.config import TrainConfig, preset
+from fastinfogan.config import preset
 from fastinfogan.invariance import invariance
 from fastinfogan.networks import Block, Blocks, build
 from fastinfogan.objective import Objective
 from fastinfogan.rivals import APART, CLEARLY, LATELY, ROUNDS
-from fastinfogan.trainer import Trainer
 from tests.test_invariance import warp
 from tests.test_objective import SPEC, TINY, Game
 
-MakeConfig = Callable[..., TrainConfig]
-MakeTrainer = Callable[..., Trainer]
 OBJECTIVE = Objective(invariance=2.0)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

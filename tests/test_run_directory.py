@@ -10,11 +10,12 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from short_runs import MakeConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastinfogan import checkpoint
@@ -22,7 +23,6 @@ from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.run_directory import RunDirectory
 
-MakeConfig = Callable[..., TrainConfig]
 LOCK = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)"
 HOLD = f"{LOCK}; print('held', flush=True); sys.stdin.read()"
 
