@@ -85,6 +85,12 @@ def two_threads() -> None:
 
 
 @pytest.fixture
+def seeded() -> None:
+    """PyTorch's own generator at its start."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def tiny_networks() -> Iterator[None]:
     """Tables of 8 channels in place of the paper's, for as long as the test runs."""
     with _shrunk():

@@ -1,10 +1,8 @@
-"""The CPU's layers: convolutions as products, norm with activation, Adam, and the networks made of them."""
+"""The CPU's layers: convolutions and fc as products, norm with activation; accurate, bit for bit on any threads."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,63 +11,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_checks import BACKENDS, NATIVE, assert_as_accurate, what_cancels
 from torch import nn
 from torch.nn import functional as F
 
-from fastinfogan import Categorical, LatentSpec, Uniform
 from fastinfogan.errors import UserError
-from fastinfogan.matrices import use_matrices
-from fastinfogan.networks import TABLES, build
 from fastinfogan.ops import native, native_layers
 from fastinfogan.ops.adam import adam
 from fastinfogan.ops.convolve import convolve, convolve_transposed
 from fastinfogan.ops.fc import fc
 from fastinfogan.ops.norm_act import norm_act
-from fastinfogan.optimiser import RefreshingAdam
-from fastinfogan.precision import Precision
 
-NATIVE = pytest.mark.skipif(not native.available(), reason=str(native.why_not))
 ONEDNN = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.backends.mkl.is_available(),
     reason="this torch has not both libraries",
 )
-BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _the_same_values_every_time() -> None:
-    torch.manual_seed(0)
-
-
+pytestmark = pytest.mark.usefixtures("seeded")
 quick = settings(deadline=None, max_examples=25)
-
-
-def assert_as_accurate(
-    found: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, terms: int, scale: float = 0.0, given: float = 0.0
-) -> None:
-    """``found`` errs at most twice as far from ``exact`` as PyTorch's own ``stock`` does in the same precision.
-
-    One rounding of the largest value, or of ``scale``, the largest of what cancels in it, and in fp32 one per doubling
-    of the number of summed terms, is always allowed; so is what follows from the rounding of an intermediate result
-    that the op's contract gives in fp32, ``given``.
-    """
-    assert found.dtype == stock.dtype and found.shape == exact.shape
-    if not exact.numel():
-        return
-    unit = torch.finfo(found.dtype).eps * max(scale, exact.abs().max().item())
-    roundings = max(1, terms).bit_length() if found.dtype == torch.float32 else 1
-    allowed = 2 * (stock.double() - exact).abs().max().item() + unit * roundings / 2 + given
-    assert (found.double() - exact).abs().max().item() <= allowed
-
-
-def what_cancels(a: torch.Tensor, b: torch.Tensor) -> float:
-    """How large the sums in ``a @ b`` are on the way: those of as many terms with random signs.
-
-    The value that is left can be much smaller, and by chance stock's error of a single one is nearly 0.
-    """
-    return (a.double().square() @ b.double().square()).max().sqrt().item() if a.numel() and b.numel() else 0.0
 
 
 @st.composite
@@ -415,228 +375,6 @@ def test_instruction_sets_and_numbers_of_threads_agree_bit_for_bit() -> None:
         torch.set_num_threads(threads)
     for outcome in outcomes[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outcome, outcomes[0], strict=True))
-
-
-# ----------------------------------------------------------------------------------------------------- Adam
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("gradient_dtype", [torch.float32, torch.bfloat16])
-def test_adam_is_torchs_and_its_copies_are_the_weights_rounded(backend: str, gradient_dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1,), (3, 5), (100, 333), (8192,), (8193,)]
-    weights = [torch.randn(shape, generator=generator) for shape in shapes]
-    stock = [nn.Parameter(weight.double()) for weight in weights]
-    optimiser = torch.optim.Adam(stock, lr=1e-2, betas=(0.5, 0.999))
-    firsts, seconds = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
-    copies = [torch.empty(weight.shape if i % 2 else 0, dtype=torch.bfloat16) for i, weight in enumerate(weights)]
-    steps = [torch.zeros(()) for _ in weights]
-    for _ in range(5):
-        gradients = [torch.randn(shape, generator=generator).to(gradient_dtype) for shape in shapes]
-        for parameter, gradient in zip(stock, gradients, strict=True):
-            parameter.grad = gradient.double()
-        optimiser.step()
-        adam(
-            weights, gradients, firsts, seconds, copies, steps, learning_rate=1e-2, betas=(0.5, 0.999), backend=backend
-        )
-    assert [step.item() for step in steps] == [5] * len(weights)
-    for weight, parameter, made in zip(weights, stock, copies, strict=True):
-        torch.testing.assert_close(weight, parameter.detach().float(), atol=1e-6, rtol=1e-6)
-        assert not made.numel() or torch.equal(made, weight.to(torch.bfloat16))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_adam_corrects_each_weight_by_the_steps_that_it_has_done(backend: str) -> None:
-    weights, gradients = [torch.zeros(3), torch.zeros(4)], [torch.ones(3), torch.ones(4)]
-    moments = [[torch.ones(3), torch.zeros(4)] for _ in range(2)]
-    copies, steps = [torch.empty(0, dtype=torch.bfloat16)] * 2, [torch.tensor(5000.0), torch.tensor(0.0)]
-    adam(weights, gradients, *moments, copies, steps, learning_rate=1e-3, betas=(0.5, 0.999), backend=backend)
-    assert [step.item() for step in steps] == [5001, 1]
-    # A gradient that has always been 1 moves any weight by the learning rate.
-    torch.testing.assert_close(torch.cat(weights), torch.full((7,), -1e-3), atol=0, rtol=1e-2)
-
-
-def adam_arguments() -> dict[str, Any]:
-    return {
-        "weights": [torch.zeros(3, 4)],
-        "gradients": [torch.ones(3, 4)],
-        "first_moments": [torch.zeros(3, 4)],
-        "second_moments": [torch.zeros(3, 4)],
-        "copies": [torch.empty(0, dtype=torch.bfloat16)],
-        "steps": [torch.zeros(())],
-        "learning_rate": 1e-3,
-    }
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"learning_rate": torch.tensor(1e-3)}, "learning rate in float64, got a torch.float32 tensor"),
-        ({"weights": [torch.zeros(3, 4, dtype=torch.float64)]}, "expected float32 weights"),
-        ({"steps": [torch.zeros((), dtype=torch.int64)]}, "expected float32 weights, moments and steps"),
-        ({"steps": [torch.zeros(0)]}, r"one step, got \(3, 4\), \(3, 4\) and 0"),
-        ({"second_moments": [torch.zeros(2, 4)]}, r"moments \(3, 4\) as its weight and one step, got"),
-        ({"steps": []}, "1 weights and lists of 1, 1, 1, 1, 0"),
-        ({"gradients": [torch.ones(3, 3)]}, "expected 12 elements as in the weight, got a gradient of 9"),
-        ({"copies": [torch.empty(5, dtype=torch.bfloat16)]}, "a copy of 5"),
-        ({"gradients": [torch.ones(4, 3).t()]}, r"a gradient of strides \(1, 3\)"),
-        ({"first_moments": [torch.zeros(4, 3).t()]}, r"moments of strides \(1, 3\) and \(4, 1\)"),
-        ({"copies": [torch.zeros(4, 3).bfloat16().t()]}, r"a copy of strides \(1, 3\) do not lie as"),
-        ({"copies": [torch.zeros(3, 4)]}, "copies in bfloat16, got torch.float32 and torch.float32"),
-        ({"copies": [torch.zeros(3, 4, dtype=torch.uint8)]}, "copies in bfloat16, got torch.float32 and torch.uint8"),
-        ({"gradients": [torch.ones(3, 4).double()]}, "expected gradients in float32, bfloat16 or float16"),
-        ({"gradients": [torch.ones(3, 4, device="meta")]}, "adam got a gradient on meta and works on cpu"),
-        ({"copies": [torch.ones(3, 4, device="meta").bfloat16()]}, "adam got a copy on meta and works on cpu"),
-        (
-            {name: [torch.zeros(3, 8)[:, ::2]] for name in ("weights", "gradients", "first_moments", "second_moments")},
-            r"a weight of strides \(8, 2\) is neither contiguous nor",
-        ),
-    ],
-)
-def test_adam_names_what_it_cannot_walk_through(wrong: dict[str, Any], message: str) -> None:
-    arguments = adam_arguments() | wrong
-    with pytest.raises(UserError, match=message):
-        adam(**arguments, betas=(0.5, 0.999))
-    assert not arguments["weights"][0].any()
-
-
-@pytest.mark.parametrize("copies", [True, False])
-def test_the_refreshing_optimiser_moves_weights_in_any_memory_order_as_torchs(copies: bool) -> None:
-    weight = nn.Parameter(torch.randn(6, 5, 4, 4).contiguous(memory_format=torch.channels_last))
-    stock = nn.Parameter(weight.detach().clone())
-    copy_of = {weight: torch.empty(6, 80, dtype=torch.bfloat16).requires_grad_()} if copies else {}
-    mine = RefreshingAdam([weight], lr=1e-2, betas=(0.5, 0.999), copies=copy_of)
-    theirs = torch.optim.Adam([stock], lr=1e-2, betas=(0.5, 0.999))
-    for _ in range(3):
-        gradient = torch.randn(6, 5, 4, 4).to(torch.bfloat16).float()
-        stock.grad = gradient
-        if copies:
-            copy_of[weight].grad = gradient.permute(0, 2, 3, 1).flatten(1).to(torch.bfloat16)
-        else:
-            weight.grad = gradient  # contiguous: another order than the weight's
-        assert len(mine.gradients()) == 1
-        mine.step()
-        theirs.step()
-    torch.testing.assert_close(weight, stock, atol=1e-6, rtol=1e-6)
-    if copies:
-        assert torch.equal(copy_of[weight].detach(), weight.detach().permute(0, 2, 3, 1).flatten(1).to(torch.bfloat16))
-    mine.zero_grad()
-    assert mine.gradients() == []
-
-
-# ------------------------------------------------------------------------------------- networks as matrices
-
-SPEC = LatentSpec(6, (Categorical(4), Uniform(2)))
-
-
-NETWORKS = {**TABLES, "spectral norm": replace(TABLES["dsprites"], spectral=True)}
-
-
-def pair(name: str, dtype: torch.dtype) -> tuple[list[nn.Module], list[nn.Module], Any]:
-    """Stock networks and the same as matrices, with weights large enough for every unit to be awake."""
-    stock = list(build(NETWORKS[name], SPEC, seed=1))
-    for network in stock:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for parameter in network.parameters():
-            with torch.no_grad():
-                parameter.mul_(2.0) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
-    mine = copy.deepcopy(stock)
-    return stock, mine, use_matrices(mine, Precision(CPU, dtype, "a test"))
-
-
-def play(networks: list[nn.Module], z: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs of G, and of D and Q on two groups; the gradients of a loss of them are left at the weights."""
-    generator, discriminator = networks
-    images = generator(z)
-    features = discriminator.features(torch.cat([images, 0.5 * images]), groups=2)  # type: ignore[operator]
-    outputs = [images, discriminator.adversarial(features), discriminator.recognition(features, groups=2)]  # type: ignore[operator]
-    sum((output.float() ** 2).sum() for output in outputs[1:]).backward()  # type: ignore[union-attr]
-    return [output.detach().float() for output in outputs]
-
-
-@NATIVE
-@pytest.mark.parametrize("name", NETWORKS)
-def test_matrices_compute_what_the_modules_compute(name: str) -> None:
-    stock, mine, copies = pair(name, torch.float32)
-    assert copies == {}
-    exact = [copy.deepcopy(network).double() for network in stock]
-    z = torch.randn(16, SPEC.dim, generator=torch.Generator().manual_seed(0))
-    outputs = [play(networks, z.to(next(networks[0].parameters()).dtype)) for networks in (mine, stock, exact)]
-    for found, library, truth in zip(*outputs, strict=True):
-        assert_as_accurate(found, library, truth.double(), 1 << 16)
-    for trio in zip(*([p for n in networks for p in n.parameters()] for networks in (mine, stock, exact)), strict=True):
-        found, library, truth = (parameter.grad for parameter in trio)
-        assert found.stride() == trio[0].stride() or found.is_contiguous()
-        # Where a value is within rounding of an activation's kink, either implementation may fall on either side of it.
-        for gradient in (found, library):
-            assert (gradient.double() - truth).norm() <= 0.02 * truth.norm()
-    for mine_buffer, stock_buffer in zip(
-        *([b for n in networks for b in n.buffers()] for networks in (mine, stock)), strict=True
-    ):
-        torch.testing.assert_close(mine_buffer, stock_buffer, atol=1e-4, rtol=1e-4)
-
-
-@NATIVE
-def test_in_bfloat16_matrices_err_no_more_than_twice_as_autocast() -> None:
-    stock, mine, copies = pair("mnist", torch.bfloat16)
-    z = torch.randn(64, SPEC.dim, generator=torch.Generator().manual_seed(0))
-    double = [copy.deepcopy(network).double() for network in stock]
-    exact = play(double, z.double())
-    with torch.autocast("cpu", torch.bfloat16):
-        found, library = (play(networks, z) for networks in (mine, stock))
-    for one, other, truth in zip(found, library, exact, strict=True):
-        error, stock_error = ((value - truth).square().mean().sqrt().item() for value in (one, other))
-        assert error <= 2 * stock_error
-    weights = [p for network in mine for p in network.parameters() if p in copies]
-    assert weights and all(weight.grad is None and copies[weight].grad is not None for weight in weights)
-    theirs, truths = ([p.grad for n in networks for p in n.parameters() if p.dim() > 1] for networks in (stock, double))
-    for weight, library, truth in zip(weights, theirs, truths, strict=True):
-        found, library, truth = (
-            (g if g.dim() == 2 else g.permute(0, 2, 3, 1).flatten(1)).double()
-            for g in (copies[weight].grad, library, truth)
-        )
-        assert (found - truth).norm() <= 2 * (library - truth).norm()
-
-
-@NATIVE
-def test_copies_follow_weights_that_are_written_by_hand_and_stay_with_frozen_ones() -> None:
-    _, (generator, _), copies = pair("mnist", torch.bfloat16)
-    z = torch.randn(4, SPEC.dim)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        generator.eval()
-        before = generator(z)
-        for parameter in generator.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.5)
-        assert not torch.equal(generator(z), before)
-    for weight, matrix in copies.items():
-        if weight in set(generator.parameters()):
-            flat = weight.detach() if weight.dim() == 2 else weight.detach().permute(0, 2, 3, 1).flatten(1)
-            assert torch.equal(matrix.detach(), flat.to(torch.bfloat16))
-            weight.requires_grad_(False)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert generator(z.requires_grad_()).sum().backward() is None
-    assert all(matrix.grad is None for matrix in copies.values())
-
-
-@NATIVE
-def test_a_copy_of_a_network_has_a_life_of_its_own() -> None:
-    _, (generator, _), _ = pair("mnist", torch.bfloat16)
-    other = copy.deepcopy(generator)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert generator.eval()(torch.randn(2, SPEC.dim)).float().std() > 0
-        assert other.eval()(torch.randn(2, SPEC.dim)).float().std() == 0
-
-
-def test_without_a_cpu_or_the_extension_the_modules_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = list(build(TABLES["mnist"], SPEC, seed=0))
-    assert use_matrices(networks, Precision(torch.device("cuda"), torch.bfloat16, "a test")) is None
-    monkeypatch.setenv("FASTINFOGAN_BACKEND", "reference")
-    assert use_matrices(networks, Precision(CPU, torch.bfloat16, "a test")) is None
-    assert all(getattr(module, "engine", None) is None for network in networks for module in network.modules())
 
 
 @pytest.mark.parametrize(
