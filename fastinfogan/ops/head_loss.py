@@ -151,6 +151,55 @@ def _check(
         require("head_loss", name, tensor, shape, fake.device, kind)
 
 
+def _adversarial_terms(
+    fake: torch.Tensor, real: torch.Tensor | None, saturating: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The real term and its gradient, the generated one and its own. d softplus(x) / dx = sigmoid(x)."""
+    rows = max(len(fake), 1)
+    if real is not None:  # D: -log sigmoid(real) - log(1 - sigmoid(fake))
+        real_rows = max(len(real), 1)
+        on_real = F.softplus(-real).sum() / real_rows, -torch.sigmoid(-real) / real_rows
+        return *on_real, F.softplus(fake).sum() / rows, torch.sigmoid(fake) / rows
+    nothing = fake.new_zeros(()), fake.new_empty(0)
+    if saturating:  # G: log(1 - sigmoid(fake))
+        return *nothing, -F.softplus(fake).sum() / rows, -torch.sigmoid(fake) / rows
+    return *nothing, F.softplus(-fake).sum() / rows, -torch.sigmoid(-fake) / rows  # G: -log sigmoid(fake)
+
+
+def _code_terms(
+    q: torch.Tensor,
+    categories: torch.Tensor,
+    continuous: torch.Tensor,
+    weights: torch.Tensor,
+    categorical: Sequence[int],
+    fixed_std: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-E[log Q(c|x)] of each code, and the gradient of their weighted sum with respect to ``q``.
+
+    d -log softmax(l)[c] / dl = softmax(l) - one_hot(c); with d = (c - mean) / std, d -log N / d mean = -d / std and
+    d -log N / d log_std = 1 - d^2.
+    """
+    rows, n_continuous = max(len(q), 1), continuous.shape[1]
+    logits, mean, raw_log_std = q.split([sum(categorical), n_continuous, n_continuous], dim=1)
+    terms: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    for i, of_code in enumerate(logits.split(list(categorical), dim=1) if categorical else ()):
+        log_probability, target = F.log_softmax(of_code, dim=1), categories[:, i : i + 1]
+        terms.append(-log_probability.gather(1, target).sum() / rows)
+        less_one_hot = log_probability.exp().scatter_add(1, target, -torch.ones_like(of_code[:, :1]))
+        gradients.append(weights[i] / rows * less_one_hot)
+
+    log_std = torch.zeros_like(mean) if fixed_std else raw_log_std.clamp(min=LOG_STD_MIN)
+    inverse_std = torch.exp(-log_std)
+    distance = (continuous - mean) * inverse_std
+    terms += ((0.5 * distance**2 + log_std + HALF_LOG_2PI).sum(0) / rows).unbind()
+    log_std_gradient = 1.0 - distance**2
+    stopped = fixed_std | ((raw_log_std < LOG_STD_MIN) & (log_std_gradient > 0))
+    weight = weights[len(categorical) :] / rows
+    gradients += [-weight * distance * inverse_std, weight * log_std_gradient.masked_fill(stopped, 0.0)]
+    return torch.stack(terms) if terms else q.new_empty(0), torch.cat(gradients, dim=1)
+
+
 def _reference(
     fake_logits: torch.Tensor,
     real_logits: torch.Tensor | None,
@@ -166,71 +215,26 @@ def _reference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     work = torch.float64 if fake_logits.dtype == torch.float64 else torch.float32
     device = fake_logits.device
-    fake = fake_logits.to(work)
-    rows = max(len(fake), 1)
-    scale = torch.ones((), dtype=work, device=device) if loss_scale is None else loss_scale.to(work)
-    zero = torch.zeros((), dtype=work, device=device)
-
-    # 1. The adversarial terms. d softplus(x) / dx = sigmoid(x).
-    if real_logits is not None:
-        real = real_logits.to(work)
-        real_term = F.softplus(-real).sum() / max(len(real), 1)
-        real_gradient = -torch.sigmoid(-real) / max(len(real), 1)
-        fake_term, fake_gradient = F.softplus(fake).sum() / rows, torch.sigmoid(fake) / rows
-    else:
-        real_term, real_gradient = zero, fake.new_empty(0)
-        if saturating:
-            fake_term, fake_gradient = -F.softplus(fake).sum() / rows, -torch.sigmoid(fake) / rows
-        else:
-            fake_term, fake_gradient = F.softplus(-fake).sum() / rows, -torch.sigmoid(-fake) / rows
-
-    # 2. The codes. d -log softmax(l)[c] / dl = softmax(l) - one_hot(c); with d = (c - mean) / std,
-    #    d(-log N) / d mean = -d / std and d(-log N) / d log_std = 1 - d^2.
-    terms: list[torch.Tensor] = []
-    q_gradient = fake.new_empty(0)
+    real = None if real_logits is None else real_logits.to(work)
+    real_term, real_gradient, fake_term, fake_gradient = _adversarial_terms(fake_logits.to(work), real, saturating)
+    loss = real_term + fake_term
+    code_terms = information = q_gradient = loss.new_empty(0)
     if recognition is not None:
         assert categories is not None and continuous is not None
-        q = recognition.to(work)
-        n_continuous = continuous.shape[1]
-        n_codes = len(categorical) + n_continuous
-        weights = torch.ones(n_codes, dtype=work, device=device) if code_weights is None else code_weights.to(work)
-        parts: list[torch.Tensor] = []
-        for i, logits in enumerate(q[:, : sum(categorical)].split(list(categorical), dim=1) if categorical else ()):
-            log_probability = F.log_softmax(logits, dim=1)
-            target = categories[:, i : i + 1]
-            terms.append(-log_probability.gather(1, target).sum() / rows)
-            parts.append(
-                weights[i] / rows * log_probability.exp().scatter_add(1, target, -torch.ones_like(fake)[:, None])
-            )
-
-        mean, raw_log_std = (
-            q[:, sum(categorical) :].split(n_continuous, dim=1) if n_continuous else (q[:, :0], q[:, :0])
+        ones = torch.ones(len(categorical) + continuous.shape[1], dtype=work, device=device)
+        weights = ones if code_weights is None else code_weights.to(work)
+        code_terms, q_gradient = _code_terms(
+            recognition.to(work), categories, continuous.to(work), weights, categorical, fixed_std
         )
-        log_std = torch.zeros_like(mean) if fixed_std else raw_log_std.clamp(min=LOG_STD_MIN)
-        inverse_std = torch.exp(-log_std)
-        distance = (continuous.to(work) - mean) * inverse_std
-        terms += list(((0.5 * distance**2 + log_std + HALF_LOG_2PI).sum(0) / rows).unbind())
-        weight = weights[len(categorical) :] / rows
-        log_std_gradient = 1.0 - distance**2
-        stopped = (raw_log_std < LOG_STD_MIN) & (log_std_gradient > 0)
-        if fixed_std:
-            stopped = torch.ones_like(stopped)
-        parts += [-weight * distance * inverse_std, weight * log_std_gradient.masked_fill(stopped, 0.0)]
-        q_gradient = torch.cat(parts, dim=1) * scale
-
-    # 3. The loss, and the bound of each code: H(c) - (-E log Q).
-    code_terms = torch.stack(terms) if terms else fake.new_empty(0)
-    loss = real_term + fake_term
-    information = code_terms
-    if recognition is not None:
         loss = loss + (weights * code_terms).sum()
-        information = constant(tuple(entropies), work, device) - code_terms
-    statistics = torch.cat([torch.stack([loss, real_term, fake_term]), code_terms, information])
+        information = constant(tuple(entropies), work, device) - code_terms  # H(c) + E[log Q]
+
+    scale = torch.ones((), dtype=work, device=device) if loss_scale is None else loss_scale.to(work)
     return (
-        statistics,
+        torch.cat([torch.stack([loss, real_term, fake_term]), code_terms, information]),
         (real_gradient * scale).to(fake_logits.dtype if real_logits is None else real_logits.dtype),
         (fake_gradient * scale).to(fake_logits.dtype),
-        q_gradient.to(fake_logits.dtype if recognition is None else recognition.dtype),
+        (q_gradient * scale).to(fake_logits.dtype if recognition is None else recognition.dtype),
     )
 
 
