@@ -168,6 +168,20 @@ class TrainConfig:
             raise UserError(f"--evaluate-every must be 0 (never) or more, got {self.evaluate_every}")
         if self.batch < 2:
             raise UserError(f"--batch must be 2 or more, got {self.batch}: batch norm needs images to compare")
+        self._check_objective()
+        for name in ("lr_d", "lr_g"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{_flag(name)} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"--decay is a share of the iterations from 0 to 1, got {self.decay}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        require_reject_limit(self.reject_limit)
+        require_seed(self.seed)
+
+    def _check_objective(self) -> None:
+        """The weights, and what the terms need of each other."""
         for name in ("categorical_weight", "continuous_weight", "invariance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(
@@ -212,16 +226,6 @@ class TrainConfig:
             raise UserError(
                 f"--q-share {self.q_share} is for a Q that learns in the D phase: add --trunk-mi, or give --q-share 1"
             )
-        for name in ("lr_d", "lr_g"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{_flag(name)} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.decay <= 1:
-            raise UserError(f"--decay is a share of the iterations from 0 to 1, got {self.decay}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
-        require_reject_limit(self.reject_limit)
-        require_seed(self.seed)
 
 
 def require_reject_limit(share: float) -> None:
