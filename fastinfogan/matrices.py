@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from fastinfogan.errors import UserError
 from fastinfogan.networks import LEAKY_SLOPE, Block, ImageNorm, Norm, VectorNorm, activate, flatten
 from fastinfogan.ops.backend import choose
 from fastinfogan.ops.convolve import convolve, convolve_transposed
@@ -35,7 +36,10 @@ class WeightCopy:
         self.version = weight._version
 
     def current(self) -> torch.Tensor:
-        """The matrix, rounded anew if anything but the optimiser's op, which does so itself, wrote the weight."""
+        """The matrix, rounded anew if anything but the optimiser's op, which does so itself, wrote the weight.
+
+        What counts no version is not seen: writing through ``.data``, and PyTorch's own fused Adam.
+        """
         if self.version != self.weight._version:
             with torch.no_grad():
                 self.matrix.copy_(weight_matrix(self.weight))
@@ -47,13 +51,21 @@ def use_matrices(networks: Sequence[nn.Module], precision: Precision) -> Mapping
     """Let every block of ``networks`` compute through matrix products from now on, where that is the fastest.
 
     Returns the bfloat16 copies by weight, which the optimiser must keep up to date: none in float32. None, and nothing
-    is changed, on a GPU, without the C++ extension, and in float16, whose scaler needs PyTorch's own Adam. The networks
-    must be in channels-last memory format.
+    is changed, on a GPU, without the C++ extension, and in float16, whose scaler needs PyTorch's own Adam.
+
+    Raises:
+        UserError: weights that are not in channels-last memory format, the order that the copies are updated in.
     """
     if precision.device.type != "cpu" or precision.dtype == torch.float16:
         return None
     if choose(None, "cpu", triton=False) != "native":
         return None
+    for weight in (weight for network in networks for weight in network.parameters()):
+        if weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
+            raise UserError(
+                f"matrices expected networks in channels-last order, got a weight {tuple(weight.shape)} of strides "
+                f"{weight.stride()}: use network.to(memory_format=torch.channels_last) first"
+            )
     copies: dict[nn.Parameter, torch.Tensor] = {}
     for block in (module for network in networks for module in network.modules()):
         if isinstance(block, Block):
@@ -84,7 +96,7 @@ class MatrixEngine:
         """The weights of ``block``, in the dtype to compute in."""
         weight = block.linear.weight
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-        if self.copy is not None and dtype == self.copy.matrix.dtype:
+        if self.copy is not None and self.copy.weight is weight and dtype == self.copy.matrix.dtype:
             return self.copy.current()
         return weight_matrix(weight).to(dtype)
 
@@ -94,7 +106,9 @@ def _product(block: Block, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tenso
     layer, (before, _) = block.layer, block.padding
     if layer.kind == "fc":
         rows = fc(flatten(x), matrix)
-        return rows if layer.grid == 1 else rows.view(len(x), layer.grid, layer.grid, -1).permute(0, 3, 1, 2)
+        if layer.grid == 1:
+            return rows
+        return rows.view(len(x), layer.grid, layer.grid, layer.channels).permute(0, 3, 1, 2)
     if layer.kind == "up" and layer.stride == 2:
         return convolve_transposed(x, matrix, stride=2, before=before)
     return convolve(x, matrix, stride=layer.stride, before=before)
@@ -114,7 +128,7 @@ def _normalise_and_activate(block: Block, x: torch.Tensor, groups: int) -> torch
     else:
         y, mean, variance = norm_act(rows, bias, norm.weight, slope=slope, groups=groups, eps=norm.eps)
         _keep_statistics(norm, mean, variance, len(rows) // groups)
-    y = y if x.dim() == 2 else y.view(len(x), x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+    y = y if x.dim() == 2 else y.view(len(x), *x.shape[2:], y.shape[1]).permute(0, 3, 1, 2)
     return y if block.act in SLOPES else activate(y, block.act)
 
 

@@ -82,7 +82,8 @@ class SpectralNorms(nn.Module):
 
     def _measure(self, matrices: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The sigmas of what the iteration has reached, every u and every v."""
-        vectors = self.vectors.split(self.sizes)
+        # Copies, as a step may overwrite the vectors before the backward pass.
+        vectors = self.vectors.clone().split(self.sizes)
         triples = zip(vectors, matrices, vectors[len(matrices) :], strict=False)
         products = [(u, torch.mv(matrix, v, out=torch.empty_like(u))) for u, matrix, v in triples]
         return torch.stack([torch.dot(u, product) for u, product in products]).clamp_min_(EPSILON), vectors

@@ -23,6 +23,7 @@ A category outside 0 .. K-1 addresses nothing: that code's term is NaN, its grad
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -293,6 +294,7 @@ _MAX_REGISTERS = 168
 _COUNTERS = 64
 
 _arrivals: dict[torch.device, tuple[torch.Tensor, dict[int, int]]] = {}
+_arriving = threading.Lock()  # an evaluation has a thread and a stream of its own
 
 
 def _arrival_counter(device: torch.device) -> torch.Tensor:
@@ -301,15 +303,17 @@ def _arrival_counter(device: torch.device) -> torch.Tensor:
     All counters of a device are made at its first launch, outside any capture: a launch that is captured must not
     allocate one in the graph's own memory.
     """
-    if device not in _arrivals:
-        zeros = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
-        if device.type == "cuda":
-            # Once: launches on other streams must find zeros too. It raises within a capture, and nothing is kept then.
-            torch.cuda.current_stream(device).synchronize()
-        _arrivals[device] = zeros, {}
-    counters, slots = _arrivals[device]
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return counters[slots.setdefault(stream, len(slots)) % _COUNTERS]
+    with _arriving:
+        if device not in _arrivals:
+            zeros = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+            if device.type == "cuda":
+                # Once: launches on other streams must find zeros too. Within a capture it raises, and nothing is kept.
+                torch.cuda.current_stream(device).synchronize()
+            _arrivals[device] = zeros, {}
+        counters, slots = _arrivals[device]
+        slot = slots.setdefault(stream, len(slots))
+    return counters[slot % _COUNTERS]
 
 
 def _with_unit_columns(table: torch.Tensor) -> torch.Tensor:

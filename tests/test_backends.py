@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastinfogan import Categorical, LatentSpec
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
 from fastinfogan.ops import backend as backends
@@ -173,6 +175,25 @@ def test_the_environment_prefers_a_backend_where_the_op_has_it(
 ) -> None:
     monkeypatch.setenv(VARIABLE, preferred)
     assert choose(None, "cuda", **op) == chosen
+
+
+def test_more_codes_than_the_cuda_kernels_take_are_for_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def note(requested: str | None, device_type: str, *, native_on_cuda: bool, **_: bool) -> str:
+        asked.append(native_on_cuda)
+        return "reference"
+
+    for module in ("pack_codes", "recognize", "traversal"):
+        monkeypatch.setattr(import_module(f"fastinfogan.ops.{module}"), "choose", note)
+    for n_codes, taken in ((256, True), (257, False)):
+        spec = LatentSpec(1, (Categorical(2),) * n_codes)
+        parts = (torch.zeros(1, 1), torch.zeros(1, n_codes, dtype=torch.int64), torch.zeros(1, 0))
+        unpack_codes(spec, pack_codes(spec, *parts))
+        recognize(spec, torch.zeros(1, spec.head_dim))
+        traversal(spec, *parts, code=0, values=torch.zeros(2))
+        assert asked == [taken] * 4
+        asked.clear()
 
 
 @pytest.mark.parametrize("op", [{"triton": False}, {"native_on_cuda": True, "triton": False}, {"fused": False}])

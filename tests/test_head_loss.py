@@ -300,3 +300,18 @@ def test_an_outer_factor_beyond_float16_reaches_the_gradients_unrounded() -> Non
     expected = -65536.0 / 128 / (1 + math.exp(2.0))
     assert logits.grad is not None and logits.grad.isfinite().all()
     assert logits.grad.float().mean().item() == pytest.approx(expected, rel=2e-3)
+
+
+def test_forward_derivatives_are_refused_and_not_lost() -> None:
+    arguments = batch(SPEC, 4, torch.float32)
+    logits = arguments.pop("fake_logits").detach()
+    with pytest.raises(UserError, match="no forward-mode derivatives: use backward"):
+        torch.func.jvp(lambda x: head_loss(SPEC, x, **arguments).loss, (logits,), (torch.ones_like(logits),))
+
+
+def test_only_the_loss_asks_for_a_backward_pass() -> None:
+    arguments = batch(SPEC, 4, torch.float32)
+    arguments["fake_logits"].requires_grad_(True)
+    loss = head_loss(SPEC, **arguments)
+    assert loss.loss.requires_grad
+    assert not any(tensor.requires_grad for tensor in (loss.statistics, loss.terms, loss.information))

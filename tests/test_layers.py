@@ -75,7 +75,7 @@ def test_convolutions_as_products_err_no_more_than_twice_as_the_librarys(case: A
 
 
 @NATIVE
-@pytest.mark.parametrize("batch", [1, 513])
+@pytest.mark.parametrize("batch", [7, 513])
 def test_chunks_of_patches_do_not_change_a_convolution(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(batch, 8, 12, 12, generator=torch.Generator().manual_seed(batch))
     matrix = torch.randn(6, 128, generator=torch.Generator().manual_seed(1))
@@ -395,3 +395,39 @@ def test_layers_are_differentiable_once_and_say_so(op: Any) -> None:
         torch.autograd.grad(op(x, w).square().sum(), w, create_graph=True)
     (gradient,) = torch.autograd.grad(op(x, w).square().sum(), w)
     assert gradient.abs().sum() > 0
+
+
+LAYERS = {
+    "fc": lambda x, w, backend: fc(x.flatten(1), w, backend=backend),
+    "convolve": lambda x, w, backend: convolve(x, w, stride=2, before=1, backend=backend),
+    "convolve_transposed": lambda x, w, backend: convolve_transposed(x, w, stride=2, before=1, backend=backend),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("op", LAYERS.values(), ids=list(LAYERS))
+def test_autocast_ends_at_an_op(
+    op: Any, dtype: torch.dtype, mkl: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it multiplies by would else come in bfloat16, half as long as the C++ that reads on from there expects."""
+    if mkl:
+        monkeypatch.setattr(native_layers, "_ONEDNN_IN_FLOAT32", False)
+
+    def computed(autocast: bool) -> list[torch.Tensor]:
+        x, w = (tensor.clone().requires_grad_() for tensor in (images, weights))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = op(x, w, backend)
+            return [y.detach(), *torch.autograd.grad(y, (x, w), torch.ones_like(y))]
+
+    images, weights = torch.randn(2, 8, 4, 4).to(dtype), torch.randn(8, 128).to(dtype)
+    for found, expected in zip(computed(True), computed(False), strict=True):
+        assert found.dtype == dtype and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("op", LAYERS.values(), ids=list(LAYERS))
+def test_forward_derivatives_of_layers_are_refused_and_not_lost(op: Any) -> None:
+    images, weights = torch.randn(2, 8, 4, 4), torch.randn(8, 128)
+    with pytest.raises(UserError, match="no forward-mode derivatives: use backward"):
+        torch.func.jvp(lambda x: op(x, weights, None), (images,), (torch.ones_like(images),))

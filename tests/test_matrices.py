@@ -12,6 +12,7 @@ from layer_checks import NATIVE, assert_as_accurate
 from torch import nn
 
 from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan.errors import UserError
 from fastinfogan.matrices import use_matrices
 from fastinfogan.networks import TABLES, build
 from fastinfogan.precision import Precision
@@ -126,4 +127,35 @@ def test_without_a_cpu_or_the_extension_the_modules_stay_as_they_are(monkeypatch
     assert use_matrices(networks, Precision(torch.device("cuda"), torch.bfloat16, "a test")) is None
     monkeypatch.setenv("FASTINFOGAN_BACKEND", "reference")
     assert use_matrices(networks, Precision(CPU, torch.bfloat16, "a test")) is None
+    assert all(getattr(module, "engine", None) is None for network in networks for module in network.modules())
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_assigned_weight_is_the_one_that_is_computed_with(dtype: torch.dtype) -> None:
+    _, (generator, _), _ = pair("mnist", dtype)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in generator.state_dict().items()}
+    generator.eval().load_state_dict(zeros, assign=True)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        assert generator(torch.randn(2, SPEC.dim)).float().std() == 0
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_images_are_as_many_as_with_the_modules(dtype: torch.dtype) -> None:
+    for networks in pair("mnist", dtype)[:2]:
+        generator, discriminator = (network.eval() for network in networks)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            images = generator(torch.zeros(0, SPEC.dim))
+            assert images.shape == (0, 1, 28, 28)
+            assert [output.shape for output in discriminator(images)] == [(0,), (0, SPEC.head_dim)]
+
+
+@NATIVE
+def test_weights_in_another_order_than_their_copies_are_refused() -> None:
+    networks = list(build(TABLES["mnist"], SPEC, seed=0))
+    for network in networks:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=r"channels-last order, got a weight \(.*use network\.to\("):
+        use_matrices(networks, Precision(CPU, torch.bfloat16, "a test"))
     assert all(getattr(module, "engine", None) is None for network in networks for module in network.modules())

@@ -104,6 +104,17 @@ def test_the_norm_is_nearly_one_from_the_start() -> None:
             assert 1.0 <= torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2) + 1e-9 < 1.05
 
 
+def test_a_step_leaves_what_waits_for_its_backward_pass_alone() -> None:
+    layers = made(2)
+    norms = normed(layers)
+    norms.estimate(advance=False)
+    (expected,) = torch.autograd.grad(layers[0].weight.sum(), original(layers[0]))
+    waiting = layers[0].weight.sum()
+    norms.estimate(advance=True)
+    (gradient,) = torch.autograd.grad(waiting, original(layers[0]))
+    assert torch.equal(gradient, expected)
+
+
 def test_in_evaluation_the_vectors_stay_and_sigma_is_the_present_weights() -> None:
     layers = made(2)
     norms = normed(layers)

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 
 from fastinfogan.errors import UserError
-from fastinfogan.ops.arguments import DTYPES, require_on
+from fastinfogan.ops.arguments import DTYPES, require, require_on
 from fastinfogan.ops.backend import Backend, choose, implementation
 
 
@@ -48,6 +48,7 @@ def adam(
     if not isinstance(rate, torch.Tensor):
         rate = torch.tensor(rate, dtype=torch.float64, device=device)
     lists = (weights, gradients, first_moments, second_moments, copies, steps)
+    require("adam", "a learning rate", rate, (), device)
     _check(lists, rate)
     torch.ops.fastinfogan.adam(*lists, rate, *betas, eps, choose(backend, device.type, triton=False))
 

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 from fastinfogan.errors import UserError
 
@@ -39,6 +40,11 @@ def available(device_type: str, native_on_cuda: bool = False) -> tuple[Backend, 
     if importlib.util.find_spec("triton") and (device_type == "cuda" or (device_type == "cpu" and interpreted)):
         found.append("triton")
     return (*found, "reference")
+
+
+def cuda_kernel_takes(categorical: tuple[int, ...]) -> bool:
+    """Whether the extension's CUDA kernels take that many categorical codes (``MAX_CODES`` of csrc/pack_codes.cu)."""
+    return len(categorical) <= 256
 
 
 # For torch.compile the choice is made once, while it traces.
@@ -79,24 +85,43 @@ def choose(
 
 
 _LIBRARY = torch.library.Library("fastinfogan", "FRAGMENT")
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 
 
 def register_op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Register ``function`` as the op ``fastinfogan::<its name>``, like ``torch.library.custom_op`` without its layers.
 
     Those check at every call what the tests check once (opcheck), for 12 us; the ops of a training step are called
-    thousands of times a minute. The function must neither return nor change its inputs.
+    thousands of times a minute. The function must neither return nor change its inputs. Autocast ends at it: what it
+    calls would give bfloat16 for float32, to a caller that was told float32, or to C++ that reads it as such.
     """
+
+    @functools.wraps(function)
+    def as_given(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return function(*arguments)
+
     name = function.__name__.removeprefix("_")
     _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, as_given, "CompositeExplicitAutograd")
     found: Callable[..., Any] = getattr(torch.ops.fastinfogan, name).default
     return found
 
 
-def below_autograd(differentiable: bool) -> AbstractContextManager[object]:
-    """Skip PyTorch's autograd layer, 7 us of Python a call, where no input asks for a gradient."""
-    if differentiable or torch.compiler.is_compiling():
+def below_autograd(*tensors: torch.Tensor) -> AbstractContextManager[object]:
+    """Skip PyTorch's autograd layer, 7 us of Python a call, where none of an op's ``tensors`` asks for a gradient.
+
+    Raises:
+        UserError: one carries a forward-mode derivative, of which that layer would make zeros.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(one).tangent is not None for one in tensors):
+        raise UserError(
+            "fastinfogan's ops have no forward-mode derivatives: use backward() or torch.func.vjp, or compute what "
+            "needs them with PyTorch's own layers"
+        )
+    if any(one.requires_grad for one in tensors):
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()
 

@@ -38,7 +38,7 @@ def convolve(
             f"convolve at stride {stride} expected images whose sides it divides and a matrix "
             f"[out, {KERNEL**2 * images.shape[1]}], got {tuple(images.shape)} and {tuple(matrix.shape)}"
         )
-    with below_autograd(images.requires_grad or matrix.requires_grad):
+    with below_autograd(images, matrix):
         small: torch.Tensor = _convolve(images, matrix, stride, before, _backend(backend, images))
         return small
 
@@ -56,7 +56,7 @@ def convolve_transposed(
         raise UserError(
             f"convolve_transposed expected a matrix [{images.shape[1]}, 16 * out], got {tuple(matrix.shape)}"
         )
-    with below_autograd(images.requires_grad or matrix.requires_grad):
+    with below_autograd(images, matrix):
         large: torch.Tensor = _convolve_transposed(images, matrix, stride, before, _backend(backend, images))
         return large
 

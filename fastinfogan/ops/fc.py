@@ -25,7 +25,7 @@ def fc(rows: torch.Tensor, matrix: torch.Tensor, *, backend: str | None = None) 
             f"fc expected rows [n, in] and weights [out, in], got {tuple(rows.shape)}, {tuple(matrix.shape)}"
         )
     chosen = choose(backend, rows.device.type, fused=rows.dtype != torch.float64, triton=False)
-    with below_autograd(rows.requires_grad or matrix.requires_grad):
+    with below_autograd(rows, matrix):
         products: torch.Tensor = _fc(rows, matrix, chosen)
         return products
 

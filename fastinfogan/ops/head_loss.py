@@ -39,27 +39,32 @@ LOG_STD_MIN = -HALF_LOG_2PI
 class HeadLoss:
     """What :func:`head_loss` returns. What an iteration does not ask for is not even sliced.
 
-    statistics: ``[3 + 2 * n_codes]``: loss, terms and information in one tensor, for accumulation in one addition.
+    attached: :attr:`statistics` as the op gave them, of which the loss alone has a gradient.
     gradients: of ``loss_scale * loss`` with respect to real_logits, fake_logits and recognition; empty where absent.
     """
 
-    statistics: torch.Tensor
+    attached: torch.Tensor
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
     @property
     def loss(self) -> torch.Tensor:
         """Scalar, what the phase minimises; differentiable."""
-        return self.statistics[0]
+        return self.attached[0]
+
+    @property
+    def statistics(self) -> torch.Tensor:
+        """``[3 + 2 * n_codes]``: loss, terms and information in one tensor, for accumulation in one addition."""
+        return self.attached.detach()
 
     @property
     def terms(self) -> torch.Tensor:
         """``[2 + n_codes]``: the real term, the fake term, then -E[log Q] of each code in nats, unweighted."""
-        return self.statistics.detach()[1 : 3 + (len(self.statistics) - 3) // 2]
+        return self.statistics[1 : 3 + (len(self.statistics) - 3) // 2]
 
     @property
     def information(self) -> torch.Tensor:
         """``[n_codes]``: H(c) + E[log Q(c|x)] of each code in nats, a lower bound of I(c; x)."""
-        return self.statistics.detach()[3 + (len(self.statistics) - 3) // 2 :]
+        return self.statistics[3 + (len(self.statistics) - 3) // 2 :]
 
 
 def head_loss(
@@ -100,7 +105,7 @@ def head_loss(
     outputs = [logits for logits in (fake_logits, real_logits, recognition) if logits is not None]
     # fp64 is for gradcheck: the fused kernels compute in fp32.
     in_float64 = any(logits.dtype == torch.float64 for logits in outputs)
-    with below_autograd(any(logits.requires_grad for logits in outputs)):
+    with below_autograd(*outputs):
         statistics, *gradients = _head_loss(
             fake_logits,
             real_logits,

@@ -50,8 +50,7 @@ def norm_act(
             f"batch norm needs at least 2 rows in each of {groups} groups, got {x.shape[0]} in all: choose a larger "
             f"--batch"
         )
-    differentiable = x.requires_grad or bias.requires_grad or (gain is not None and gain.requires_grad)
-    with below_autograd(differentiable):
+    with below_autograd(x, bias, *(() if gain is None else (gain,))):
         y, mean, variance = _norm_act(
             x, bias, gain, slope, groups, eps,
             choose(backend, x.device.type, fused=x.dtype != torch.float64, triton=False),

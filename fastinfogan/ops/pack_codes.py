@@ -14,7 +14,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.arguments import DTYPES, require
-from fastinfogan.ops.backend import choose, implementation, register_op
+from fastinfogan.ops.backend import choose, cuda_kernel_takes, implementation, register_op
 
 
 def pack_codes(
@@ -37,7 +37,7 @@ def pack_codes(
     """
     require_codes("pack_codes", spec, noise, categories, continuous)
     fused = {noise.dtype, continuous.dtype, dtype} <= set(DTYPES)
-    chosen = choose(backend, noise.device.type, native_on_cuda=True, fused=fused)
+    chosen = choose(backend, noise.device.type, native_on_cuda=cuda_kernel_takes(spec.categorical), fused=fused)
     if chosen != "native" or noise.is_cuda:
         check_categories(spec, categories)
     try:
@@ -86,7 +86,7 @@ def unpack_codes(
     """
     if z.dim() != 2 or z.shape[1] != spec.dim:
         raise UserError(f"unpack_codes expected z of shape (n, {spec.dim}), got {tuple(z.shape)}")
-    chosen = choose(backend, z.device.type, native_on_cuda=True, fused=z.dtype in DTYPES)
+    chosen = choose(backend, z.device.type, native_on_cuda=cuda_kernel_takes(spec.categorical), fused=z.dtype in DTYPES)
     categories = torch.ops.fastinfogan.unpack_codes(z, spec.noise, spec.categorical, chosen)
     return z[:, : spec.noise], categories, z[:, spec.continuous_columns]
 

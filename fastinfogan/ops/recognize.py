@@ -15,7 +15,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.arguments import DTYPES
-from fastinfogan.ops.backend import choose, implementation
+from fastinfogan.ops.backend import choose, cuda_kernel_takes, implementation
 from fastinfogan.ops.head_loss import LOG_STD_MIN
 
 
@@ -45,7 +45,7 @@ def recognize(spec: LatentSpec, recognition: torch.Tensor, *, backend: str | Non
         raise UserError(f"recognize expected Q's output of shape (n, {spec.head_dim}), got {tuple(recognition.shape)}")
     if recognition.dtype not in DTYPES:
         raise UserError(f"recognize expected float32, bfloat16 or float16, got {recognition.dtype}")
-    chosen = choose(backend, recognition.device.type, native_on_cuda=True, triton=False)
+    chosen = choose(backend, recognition.device.type, native_on_cuda=cuda_kernel_takes(spec.categorical), triton=False)
     return Recognition(*torch.ops.fastinfogan.recognize(recognition, spec.categorical, chosen))
 
 

@@ -12,7 +12,7 @@ import torch
 from fastinfogan.codes import LatentSpec
 from fastinfogan.errors import UserError
 from fastinfogan.ops.arguments import DTYPES, require
-from fastinfogan.ops.backend import choose, implementation
+from fastinfogan.ops.backend import choose, cuda_kernel_takes, implementation
 from fastinfogan.ops.pack_codes import _reference as _pack_reference
 from fastinfogan.ops.pack_codes import check_categories, require_codes
 
@@ -55,7 +55,7 @@ def traversal(
         wrong = (~((values >= 0) & (values < k))).nonzero()  # NaN is wrong too
         if len(wrong):
             raise UserError(f"{spec.names[code]} has values 0 to {k - 1}, got {values[wrong[0, 0]].item():g}")
-    chosen = choose(backend, noise.device.type, native_on_cuda=True, triton=False)
+    chosen = choose(backend, noise.device.type, native_on_cuda=cuda_kernel_takes(spec.categorical), triton=False)
     return torch.ops.fastinfogan.traversal(noise, categories, continuous, code, values, spec.categorical, dtype, chosen)
 
 
