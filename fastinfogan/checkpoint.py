@@ -142,7 +142,8 @@ def load(path: Path) -> Checkpoint:
             metadata = opened.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"{file} is a safetensors file but no checkpoint of fastinfogan's: choose another file")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: a tensor that lies in the file would keep its space taken after training has removed it.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
             step, config = int(metadata["step"]), from_json(metadata["config"], f"the header of {file}")
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(

@@ -7,6 +7,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,8 @@ def run_command(main: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            os._exit(130)  # an evaluation beside the training would be waited for, and nothing can end it
         raise SystemExit(130) from None
     except BrokenPipeError:
         if not _reader_is_gone():

@@ -36,7 +36,7 @@ class TrainConfig:
     dataset: DatasetName = "mnist"
     """Which images to learn from; 'folder' takes JPEG and PNG files from --data, a folder, a zip or a tar."""
     data: Path = Path("data")
-    """Where the data sets lie or are fetched to; for 'folder', the images themselves (images/ where none is given)."""
+    """Where the data sets lie or are fetched to; for 'folder', the images themselves (its preset: images/)."""
     placement: Placement = "auto"
     """Hold the images decoded on the training device, or stream them through DALI; auto holds what fits."""
     gray: bool = False

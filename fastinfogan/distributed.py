@@ -18,6 +18,7 @@ outlived it would let go of its last tensor while the interpreter ends, and brin
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,6 +201,15 @@ def _store(rank: int, world: int) -> Any:
 def restarts() -> int:
     """How often torchrun has started this group of processes again after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch() -> str:
+    """A name that the processes of one torchrun share, also those that it starts again, and no other process has.
+
+    On one machine that is its own; on several it is what was given as ``--rdzv-id``, if anything was.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 def _current(device: torch.device) -> torch.device:

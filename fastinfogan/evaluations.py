@@ -2,7 +2,8 @@
 
 Training pays for the copies, which on a GPU is one pass over the weights in its stream, and does not wait for a result
 unless the next evaluation is due before the last one is done. On a GPU the thread has a stream of its own; on a CPU it
-takes its share of the cores. What is found is logged and changes nothing: no step and no checkpoint depends on it.
+takes its share of the cores. What is found is logged and changes nothing: no step and no checkpoint depends on it, and
+none waits for it once the run is asked to stop.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,14 +39,22 @@ class Evaluations:
         self.config = config
         self.run = run
         self._thread = ThreadPoolExecutor(1, "evaluation")
+        self.last: tuple[int, Evaluation] | None = None  # that was made, and its step
         self._running: tuple[int, Future[Evaluation]] | None = None  # and the step that is evaluated
         self._stream: torch.cuda.Stream | None = None  # one for all: each would keep memory of its own
 
-    def start(self, step: int, generator: Generator, discriminator: Discriminator, say: Say) -> None:
-        """Evaluate both networks as they are now; they may be trained on at once."""
+    def start(
+        self, step: int, generator: Generator, discriminator: Discriminator, say: Say, stopping: Callable[[], bool]
+    ) -> None:
+        """Evaluate both networks as they are now; they may be trained on at once.
+
+        Where the one before it is not done it is waited for, or until ``stopping()``: then this one is not made.
+        """
         from fastinfogan.metrics.evaluation import evaluate  # a second of imports that most runs need at their end only
 
-        self.finish(say)
+        self.finish(say, stopping)
+        if stopping():
+            return
         device = next(generator.parameters()).device
         try:
             networks = copy.deepcopy((generator, discriminator))
@@ -75,15 +84,16 @@ class Evaluations:
         except Exception as error:
             _tell(say, step, error)
             return
+        self.last = step, found
         values = {f"eval/mi/{name}": nats for name, nats in found.information.items()}
         for name, clustering in found.clusterings.items():
             values |= {f"eval/error/{name}": clustering.error, f"eval/nmi/{name}": clustering.nmi}
         self.run.log(step, values)
 
-    def finish(self, say: Say) -> None:
-        """Wait for the evaluation under way, and log it."""
-        if self._running is not None:
-            self._running[1].exception()
+    def finish(self, say: Say, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the evaluation under way, or until ``stopping()``, and log it if it is done."""
+        while self._running is not None and not self._running[1].done() and not stopping():
+            wait([self._running[1]], timeout=0.2)
         self.log_finished(say)
 
 

@@ -129,9 +129,8 @@ def main() -> None:
         try:
             figures.save(picture, path)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot write the picture {path} ({error}): choose another --out, ending in .png"
-            ) from None
+            remedy = "another folder as --out" if command.what == "traversals" else "another --out, ending in .png"
+            raise UserError(f"cannot write the picture {path} ({error}): choose {remedy}") from None
         print(path)
 
 

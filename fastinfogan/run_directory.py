@@ -2,9 +2,11 @@
 
 The folder is made, and found writable, before any work starts. A run that was cut off may have logged past its last
 checkpoint, and one that goes on from an earlier checkpoint leaves later ones behind; both are dropped once the state to
-go on from has been taken up, so that the folder reads as if the run had never stopped. A lock on the file ``lock``
+go on from has been taken up, so that the folder reads as if the run had never stopped, but for an evaluation that was
+under way and is not made again. A lock on the file ``lock``
 keeps a second process out for as long as one writes, and a process that chose its checkpoint before it got the lock
-goes on only if that is still the newest.
+goes on only if that is still the newest. In the lock stands which launch of torchrun began the run last: what that
+launch starts again goes on from there.
 """
 
 from __future__ import annotations
@@ -21,10 +23,18 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fastinfogan import checkpoint
+from fastinfogan import checkpoint, distributed
 from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
 from fastinfogan.files import write_whole
+
+LOCK = "lock"
+
+
+def begun_by_this_launch(folder: Path) -> bool:
+    """Whether this launch of torchrun began the run in ``folder``, before something failed and it started again."""
+    lock = folder / LOCK
+    return lock.exists() and lock.read_text() == distributed.launch()
 
 
 def new_folder(config: TrainConfig) -> Path:
@@ -105,6 +115,10 @@ class RunDirectory:
             if self.step:
                 self._write_config()
             self._forget_later()  # of a new run too: one that died here before its first save may have left lines
+            assert self._lock is not None
+            self._lock.truncate(0)
+            self._lock.write(distributed.launch())
+            self._lock.flush()
         self._events = SummaryWriter(str(self.path), purge_step=self.step + 1)
 
     @contextmanager
@@ -120,7 +134,7 @@ class RunDirectory:
             ) from None
 
     def _keep_others_out(self, wait: float) -> None:
-        self._lock = (self.path / "lock").open("w")
+        self._lock = (self.path / LOCK).open("a")
         until = time.monotonic() + wait
         while True:
             try:

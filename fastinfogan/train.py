@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import tyro
 from fastinfogan import capture, checkpoint, data, distributed, figures, run_directory
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.commands import run_command
-from fastinfogan.config import PRESETS, TrainConfig, preset, read_config, to_json
+from fastinfogan.config import PRESETS, TrainConfig, preset, read_config
 from fastinfogan.distributed import Ranks
 from fastinfogan.errors import UserError
 from fastinfogan.metrics.evaluation import evaluate
@@ -127,11 +128,7 @@ def main() -> None:
 
 
 def _to_go_on_from(config: TrainConfig, resumed: Path | None) -> Path | None:
-    """``resumed``; after a restart by torchrun the run's folder, where this run has saved a checkpoint meanwhile.
-
-    That it was this run is seen by its config.json: of another one that was in the folder before, the first start was
-    refused.
-    """
+    """``resumed``; after a restart by torchrun the run's folder, where the start before has saved a checkpoint."""
     if not distributed.restarts():
         return resumed
     folder = checkpoint.load(resumed).run_dir if resumed else config.run_dir
@@ -140,9 +137,7 @@ def _to_go_on_from(config: TrainConfig, resumed: Path | None) -> Path | None:
             "torchrun started this run again after a process had failed, and it has no folder to go on from: give "
             "--run-dir with --max-restarts"
         )
-    written = folder / "config.json"
-    ours = written.exists() and written.read_bytes() == to_json(config).encode()
-    return folder if ours and checkpoint.newest(folder) else resumed
+    return folder if run_directory.begun_by_this_launch(folder) and checkpoint.newest(folder) else resumed
 
 
 def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: Precision) -> Stopped:
@@ -212,8 +207,11 @@ def _opening(config: TrainConfig, ranks: Ranks, precision: Precision) -> str:
 
 
 def _command(ranks: Ranks) -> str:
-    launcher = f"torchrun --nproc-per-node {ranks.world}" if ranks.world > 1 else "python"
-    return f"{launcher} -m fastinfogan.train"
+    if ranks.world == 1:
+        return "python -m fastinfogan.train"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+    machines = f"--nnodes {ranks.world // here} " if here < ranks.world else ""  # and where to meet, as before
+    return f"torchrun {machines}--nproc-per-node {here} -m fastinfogan.train"
 
 
 def _silent(_: str) -> None:
@@ -223,7 +221,10 @@ def _silent(_: str) -> None:
 def _require_resumable(saved: Checkpoint, config: TrainConfig) -> None:
     """Raise a UserError where ``saved`` cannot go on as ``config``, before the run's config.json is written anew."""
     if saved.step >= config.iterations:
-        raise UserError(f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations")
+        raise UserError(
+            f"{saved.path} has done its {saved.step} iterations: ask for more with --iterations, or judge it with "
+            f"python -m fastinfogan.evaluate {saved.run_dir}"
+        )
     if saved.config.invert != config.invert:
         was, now = (f"--{'' if inverted else 'no-'}invert" for inverted in (saved.config.invert, config.invert))
         raise UserError(f"{saved.path} was trained with {was} and cannot go on with {now}: drop the flag")
@@ -234,7 +235,10 @@ def _finish(config: TrainConfig, trainer: Trainer, run: RunDirectory) -> None:
     """What a completed run leaves: final figures, the curves, the evaluation."""
     trainer.draw_figures("final")
     figures.curves_figure(run.metrics, trainer.spec).savefig(run.figures / "curves.png", dpi=120)
-    evaluate(config, *trainer.alone(), trainer.step).publish(run.path / "evaluation.json")
+    step, found = trainer.evaluations.last or (-1, None)
+    if found is None or step != trainer.step:
+        found = evaluate(config, *trainer.alone(), trainer.step)
+    found.publish(run.path / "evaluation.json")
 
 
 def _describe(device: torch.device) -> str:

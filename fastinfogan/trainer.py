@@ -253,7 +253,7 @@ class Trainer:
                     saved = self.step
                 if config.evaluate_every and self.step % config.evaluate_every == 0 and self.ranks.first:
                     with self._writing():
-                        self.evaluations.start(self.step, *self.alone(), tell)
+                        self.evaluations.start(self.step, *self.alone(), tell, lambda: bool(caught))
             if saved != self.step:
                 self.save()
             with self._writing():
@@ -345,7 +345,9 @@ class Trainer:
             raise self._not_finite(f"{name} became not finite at step {step}")
 
     def _not_finite(self, what: str) -> UserError:
-        remedy = "with a lower --lr-d or --lr-g, or without --amp"
+        remedy = "with a lower --lr-d or --lr-g"
+        if self.precision.dtype != torch.float32:
+            remedy += ", or without --amp"
         return UserError(f"{what}: {self._advice(f'resume from it {remedy}', f'start again {remedy}')}")
 
     @contextmanager

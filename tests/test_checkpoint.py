@@ -391,3 +391,12 @@ def test_learning_rates_stay_as_they_are_configured() -> None:
     first.step()
     checkpoint.restore_optimiser(second, checkpoint.optimiser_tensors(first))
     assert second.param_groups[0]["lr"] == 0.025
+
+
+def test_a_checkpoint_that_was_read_can_be_removed_for_good(tmp_path: Path) -> None:
+    """A long run would keep the space of what it has resumed from."""
+    file = checkpoint.save(tmp_path, 1, CONFIG, {"a": torch.ones(4096)}, keep=1)
+    read = checkpoint.load(tmp_path)
+    file.unlink()
+    assert file.name not in Path("/proc/self/maps").read_text()
+    assert torch.equal(read.tensors["a"], torch.ones(4096))

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastinfogan import checkpoint, distributed, networks, train
 from fastinfogan.distributed import Ranks, joined, synchronise_norms
 from fastinfogan.errors import UserError
+from fastinfogan.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 
@@ -259,8 +260,14 @@ def test_a_restarted_run_goes_on_from_its_folder(tiny: None, tmp_path: Path, mon
     assert train._to_go_on_from(config, None) == tmp_path / "run"
     earlier = tmp_path / "run" / "checkpoints" / "step-00000002.safetensors"
     assert train._to_go_on_from(config, earlier) == tmp_path / "run"
-    other = replace(config, seed=77)  # refused at its first start: the folder holds another run
-    assert train._to_go_on_from(other, None) is None
+    assert train.parse(["--resume", str(earlier), "--iterations", "9"])[1] == earlier
+    with monkeypatch.context() as another:  # refused at its first start: the folder holds a run already
+        another.setattr(os, "getppid", lambda: 1)
+        assert train._to_go_on_from(config, None) is None
+        another.setenv("TORCHELASTIC_RUN_ID", "of several machines")
+        assert train._to_go_on_from(config, earlier) == earlier  # its first start died before it took that one up
+        RunDirectory(tmp_path / "run", config, 2).begin()
+        assert train._to_go_on_from(config, earlier) == tmp_path / "run"
     flags = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000001.safetensors"), "--iterations", "9"]
     assert train.parse(flags)[1] == (tmp_path / "run").absolute()  # the run has removed that one since
     with pytest.raises(UserError, match="no folder to go on from: give --run-dir with --max-restarts"):

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from short_runs import MakeConfig, MakeTrainer, quiet
 
+from fastinfogan import train
 from fastinfogan.errors import UserError
 from fastinfogan.metrics import evaluation
 from fastinfogan.metrics.evaluation import evaluate
@@ -111,3 +113,18 @@ def test_a_bug_in_an_evaluation_costs_no_run_and_shows_where_it_is(told_of: Call
     assert [line.split(" could")[0] for line in told] == ["step 2", "step 4"]
     for line in told:
         assert "Traceback" in line and "in broken" in line and line.endswith("ValueError: two lengths that do not fit")
+
+
+def test_the_end_of_a_run_is_evaluated_once(
+    tmp_path: Path, tiny_networks: None, tiny_flags: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    judge = evaluation.evaluate
+    for module in (train, evaluation):
+        monkeypatch.setattr(module, "evaluate", lambda *a: (steps.append(a[3]), judge(*a))[1])
+    for every, evaluated in ((3, [3, 6]), (4, [4, 6])):
+        run = tmp_path / str(every)
+        assert command(train, *tiny_flags, "--evaluate-every", every, "--run-dir", run).code == 0
+        assert steps == evaluated
+        assert json.loads((run / "evaluation.json").read_text())["step"] == 6
+        steps.clear()

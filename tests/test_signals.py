@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Command
-from short_runs import MakeConfig, MakeTrainer, after, quiet, saved_steps
+from short_runs import MakeConfig, MakeTrainer, after, quiet, saved_steps, stop_after
 
 from fastinfogan import checkpoint, evaluate, train
 from fastinfogan.distributed import LostProcess
+from fastinfogan.metrics import evaluation
 from fastinfogan.trainer import Stopped, Trainer
 
 
@@ -163,6 +167,7 @@ def test_a_second_signal_acts_at_once(
     assert saved_steps(tmp_path) == []
 
 
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 PROGRAM = """
 import sys
 sys.path[:0] = {paths!r}
@@ -174,11 +179,46 @@ run_command(train.main)
 """
 
 
+def test_an_evaluation_keeps_no_signal_waiting(
+    tmp_path: Path, tiny_config: MakeConfig, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before it is not done when the next is due: the checkpoint comes first, then the wait."""
+    saved, found = threading.Event(), evaluation.evaluate
+    save = checkpoint.save
+    in_time: list[bool] = []
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: (save(*arguments), saved.set()))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a: (in_time.append(saved.wait(20)), found(*a))[1])
+    made = make_trainer(tiny_config(evaluate_every=2), tmp_path)
+    stop_after(4, made)
+    assert made.train(quiet) == Stopped(4, signal.SIGTERM)
+    assert saved_steps(tmp_path) == [4] and in_time == [True]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/mi/total" in line] == [2]
+
+
+def test_a_second_ctrl_c_waits_for_no_evaluation(tmp_path: Path, tiny_flags: list[str]) -> None:
+    endless = "from fastinfogan.metrics import evaluation\nevaluation.evaluate = lambda *_: time.sleep(1000)\n"
+    program = "import time\n" + PROGRAM.replace("run_command(", endless + "run_command(")
+    flags = [*tiny_flags, "--iterations", "1000000", "--evaluate-every", "3", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program.format(paths=PATHS), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        next(line for line in process.stdout if "4/1000000" in line)  # the evaluation of step 3 has begun
+        process.send_signal(signal.SIGINT)
+        next(line for line in process.stderr if "once more to stop at once" in line)
+        while not saved_steps(tmp_path / "run"):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+
+
 def test_a_real_process_saves_at_sigterm(tmp_path: Path, tiny_flags: list[str]) -> None:
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     flags = [*tiny_flags, "--iterations", "1000000", "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", PROGRAM.format(paths=paths), *flags],
+        [sys.executable, "-u", "-c", PROGRAM.format(paths=PATHS), *flags],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None

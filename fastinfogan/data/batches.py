@@ -95,10 +95,9 @@ class Order:
 def require_whole_batch(n: int, batch: int, world: int = 1) -> None:
     """Raise a UserError unless ``n`` images fill the batches of ``world`` ranks at least once."""
     if n < batch * world:
-        raise UserError(
-            f"a batch of {batch * world:,} is larger than the set of {n:,} images: "
-            f"choose --batch {n // world * world or 1} or less"
-        )
+        most = n // world * world
+        remedy = f"choose --batch {most} or less" if most > 1 else "give it more images"
+        raise UserError(f"a batch of {batch * world:,} is larger than the set of {n:,} images: {remedy}")
 
 
 class _Batches:
