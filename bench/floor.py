@@ -1,10 +1,11 @@
-"""The least that one training iteration can take on a machine: its arithmetic and its traffic at measured rates.
+"""A floor under one training iteration on a machine: its arithmetic and its traffic at measured rates.
 
 The work is counted from the paper's tables, not from what an implementation happens to do: one generator forward, D on
 real and on generated images, and in the G phase no gradient of D's weights. Traffic: each layer's output is written and
 read once going forward, and going back read again while its gradient is written and read; each weight is read once a
 pass in the format of the matrix products, its fp32 gradient is written and read, and Adam reads and writes weight and
-moments. Rates are those that plain products and plain copies reach here, and the two times are added.
+moments. Rates are those that plain products and plain copies reach here, and the two times are added, as one core does
+both: a mark to measure by, and what could hide the one behind the other would get below it.
 """
 
 from __future__ import annotations

@@ -45,12 +45,16 @@ def announce(device: str | torch.device, *packages: str) -> dict[str, str]:
 
 
 def machine_columns(device: str | torch.device, *packages: str) -> dict[str, str]:
-    """What the figures were measured on: device, processor, cores, versions, commit."""
+    """What the figures were measured on: device, processor, cores, versions, commit.
+
+    The cores are those that the process may use, and on a CPU no more than torch's threads.
+    """
     device = torch.device(device)
+    cores = len(os.sched_getaffinity(0))
     columns = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": processor(Path("/proc/cpuinfo").read_text()),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(cores if device.type == "cuda" else min(cores, torch.get_num_threads())),
         "python": platform.python_version(),
         "commit": _commit(),
     }

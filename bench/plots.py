@@ -78,7 +78,7 @@ def throughputs(rows: Sequence[Row]) -> Figure:
     medians = [_number(row, "median") for row in rows]
     below = [median - _number(row, "p20") for median, row in zip(medians, rows, strict=True)]
     above = [_number(row, "p80") - median for median, row in zip(medians, rows, strict=True)]
-    axes.barh([str(row["provider"]) for row in rows], medians, xerr=[below, above])
+    axes.errorbar(medians, [str(row["provider"]) for row in rows], xerr=[below, above], fmt="o", capsize=3)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="images/s")
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,17 @@ from bench.__main__ import BENCHES
 from bench.apart import Apart, Near
 from bench.field import TABLES, field
 from bench.floor import Work
-from bench.measure import append_csv, in_turns, open_csv, quantiles, read_csv, repeated, results_file, write_csv
+from bench.measure import (
+    append_csv,
+    in_turns,
+    machine_columns,
+    open_csv,
+    quantiles,
+    read_csv,
+    repeated,
+    results_file,
+    write_csv,
+)
 from bench.ours import Ours
 from bench.reference import Reference
 from bench.stopwatch import PHASES, Stopwatch
@@ -405,3 +416,10 @@ def test_pictures_show_every_contestant() -> None:
     assert [len(axes.lines) for axes in plots.kernels(kernels).axes] == [2, 2]
     (axes,) = plots.throughputs([{"provider": name, **common} for name in ("pil", "dali")]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["pil", "dali"]
+
+
+def test_cores_are_no_more_than_torch_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for threads, told in ((1, "1"), (4, "4"), (8, "4")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert machine_columns("cpu")["cores"] == told

@@ -24,6 +24,7 @@ from bench.measure import ROOT, keep_rows, read_csv, write_csv
 from fastinfogan import checkpoint, data
 from fastinfogan.config import TrainConfig
 from fastinfogan.errors import UserError
+from fastinfogan.metrics.evaluation import METRICS
 
 MACHINE = {"device": "cpu", "cpu": "a processor", "cores": "2", "commit": "abc", "torch": "2"}
 
@@ -125,10 +126,17 @@ def test_the_paragraph_has_medians_spreads_failures_and_the_machine() -> None:
     assert "bench claims so" in text
 
 
+def test_a_row_that_lacks_a_group_which_the_claim_asks_for_today_is_no_answer() -> None:
+    claim = replace(claim_of(plain=TrainConfig()), groups=("information", "samples"))
+    assert not command._answers({"groups": "information"}, claim)
+    assert command._answers({"groups": "samples clustering information"}, claim)
+    assert command._answers({}, claim)  # from before it was noted
+
+
 def test_runs_that_earlier_metrics_judged_are_told() -> None:
     claim = claim_of(plain=TrainConfig())
     row = {"variant": "plain", "error": "0.1", "nmi": "", "failure": "none", "images_per_second": "1", **MACHINE}
-    seeds = [row | {"seed": "0"}, row | {"seed": "1", "judge": str(runs.JUDGE)}, row | {"seed": "2"}]
+    seeds = [row | {"seed": "0"}, row | {"seed": "1", "judge": str(METRICS)}, row | {"seed": "2"}]
     assert "2 of 3 runs were judged by earlier metrics" in report.paragraph(claim, "so", seeds, Path("so.png"))
     for alike in (seeds[:1], seeds[1:2]):
         assert "earlier metrics" not in report.paragraph(claim, "so", alike, Path("so.png"))
@@ -189,7 +197,7 @@ def test_a_run_of_which_nobody_knows_the_machine_is_not_gone_on_with(
 def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "run_module", lambda *_: None)
     (tmp_path / "evaluation.json").write_text(
-        '{"step": 3, "information": {"c1": 2.25}, '
+        '{"metrics": 7, "step": 3, "information": {"c1": 2.25}, '
         '"clusterings": {"c1": {"error": 0.1, "matching": [1, 0, -1], "confusion": [[1, 0], [1, 0]]}}, '
         '"frequencies": {"c1": [0.75, 0.25, 0.0]}, '
         '"probe": {"errors": {"pixels": {"10": [0.5, 0.25]}}}, "samples": null}'
@@ -199,7 +207,7 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
     assert judged(tmp_path, ("clustering",), TrainConfig()) == {
         "step": "3", "information/c1": "2.25", "clusterings/c1/error": "0.1", "probe/errors/pixels/10": "0.375",
         "frequencies/c1/distance": "0.25", "frequencies/c1/0": "0.25", "frequencies/c1/1": "0.75",
-        "failure": "0 and 1 share a value", "images_per_second": "100", "judge": str(runs.JUDGE),
+        "failure": "0 and 1 share a value", "images_per_second": "100", "judge": "7", "groups": "clustering",
     }  # fmt: skip
     content = json.loads((tmp_path / "evaluation.json").read_text())
     del content["frequencies"]  # all three values equally frequent then
@@ -210,7 +218,9 @@ def test_numbers_of_an_evaluation_have_its_paths(tmp_path: Path, monkeypatch: py
 def evaluated(step: int, **groups: object) -> str:
     """An evaluation.json of that step."""
     clusterings = {"c1": {"error": 0.0, "matching": [0], "confusion": [[1]]}}
-    return json.dumps({"step": step, "information": {"c1": 2.25}, "clusterings": clusterings} | groups)
+    return json.dumps(
+        {"metrics": METRICS, "step": step, "information": {"c1": 2.25}, "clusterings": clusterings} | groups
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,6 +228,7 @@ def evaluated(step: int, **groups: object) -> str:
     [
         (evaluated(8), False, False),
         (evaluated(8), True, True),
+        (evaluated(8, metrics=METRICS - 1), False, True),
         (evaluated(4), False, True),  # the run was stopped behind its last checkpoint
         (evaluated(8, clusterings={}), False, True),  # of other groups, asked for by hand
         (evaluated(8, information={}), False, True),

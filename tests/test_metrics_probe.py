@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastinfogan import Categorical, LatentSpec, Uniform
+from fastinfogan.codes import Code
 from fastinfogan.metrics.probe import Probe, balanced, probe, representations
 from fastinfogan.networks import TABLES, build
 
@@ -93,3 +94,18 @@ def test_the_table_shows_mean_and_spread_and_how_the_probe_was_fitted() -> None:
     text = "\n".join(found.lines())
     assert "45.00% ± 7.07%" in text and "20.00% ± 0.00%" in text and "pixels (784)" in text
     assert "2 draws" in text and "cross-validation on the labelled" in text and "1,000 test images" in text
+
+
+@pytest.mark.parametrize("codes", [(Uniform(2),), (Categorical(4),), (Categorical(3),)])
+def test_codes_that_are_the_same_of_every_image_tell_nothing(tiny_networks: None, codes: tuple[Code, ...]) -> None:
+    spec = LatentSpec(4, codes)
+    _, discriminator = build(TABLES["mnist"], spec, seed=0)
+    with torch.no_grad():
+        for weight in discriminator.recognition_head.parameters():
+            weight.zero_()
+    pixels = torch.randint(0, 256, (30, 28, 28, 1), dtype=torch.uint8)
+    made = representations(discriminator.eval(), spec, pixels, pixels, (0.0, 1.0))
+    assert all(np.abs(part).max() < 1e-9 for part in made["Q's codes"])
+    labels = np.arange(30) % 3
+    made = {"Q's codes": made["Q's codes"]}
+    assert probe(made, labels, labels, seed=0, labels=(9,), draws=1).errors["Q's codes"][9] == [pytest.approx(2 / 3)]

@@ -13,6 +13,7 @@ from fastinfogan import Categorical, Gaussian, LatentSpec, Uniform
 from fastinfogan.data.split import Factors
 from fastinfogan.metrics import traversal
 from fastinfogan.metrics.images import as_pixels
+from fastinfogan.metrics.representation import r2
 from fastinfogan.metrics.traversal import FactorReader, TraversalTruth, traversal_truth
 
 SIDE = 16
@@ -147,3 +148,7 @@ def test_the_table_says_how_far_the_regressor_can_be_believed(found: TraversalTr
     text = "\n".join(found.lines())
     assert "azimuth" in text and "its R2" in text and "2,500 training images" in text
     assert f"{found.held_out['light']:.3f}" in text and f"{found.correlations['c3']['light']:+.2f}" in text
+
+
+def test_nothing_is_explained_where_nothing_varies() -> None:
+    assert math.isnan(r2(np.full((5, 1), 1.5), np.ones((5, 1))))

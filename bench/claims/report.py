@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from bench.claims.claim import Claim, Number, Row
 from bench.claims.gallery import Shown
-from bench.claims.runs import JUDGE
 from bench.measure import by_machine
 from bench.plots import distinct, only
+from fastinfogan.metrics.evaluation import METRICS
 
 
 def values(rows: Sequence[Row], column: str) -> np.ndarray:
@@ -93,7 +93,7 @@ def paragraph(claim: Claim, name: str, rows: Sequence[Row], picture: Path, shown
     judges = Counter(row.get("judge", "") for row in rows)
     if len(judges) > 1:
         told.append(
-            f"{judges.total() - judges[str(JUDGE)]} of {judges.total()} runs were judged by earlier metrics: --again "
+            f"{judges.total() - judges[str(METRICS)]} of {judges.total()} runs were judged by earlier metrics: --again "
             f"judges anew those that still lie in runs/claims."
         )
     if "clustering" in claim.groups:
@@ -126,7 +126,7 @@ def _failed(row: Row) -> bool:
 
 
 def bands(curves: Sequence[Row], column: str, label: str, ceiling: float | None = None) -> Figure:
-    """``column`` against iterations: a line per run, a colour per variant, the range over seeds shaded."""
+    """``column`` against iterations: a colour per variant, the median of its seeds, their range shaded."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for index, variant in enumerate(distinct(curves, "variant")):

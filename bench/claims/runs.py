@@ -19,14 +19,12 @@ from bench.measure import ROOT, significant
 from fastinfogan import checkpoint
 from fastinfogan.config import TrainConfig, to_json
 from fastinfogan.errors import UserError
-from fastinfogan.metrics.evaluation import QUICK, Group
+from fastinfogan.metrics.evaluation import METRICS, QUICK, Group
 
 MACHINE = "machine.json"
 # Of the training: counted up where the same configuration ends elsewhere than before, so that no run of the code before
 # stands for one of today's.
 CODE = 1
-# Of the metrics: counted up where they say something else of the same run. Rows from before it was counted have none.
-JUDGE = 1
 SHARED_BY = 0.3  # of its images that a digit must have in a value to count as being there
 
 
@@ -85,7 +83,7 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
     if again or not (set(groups) <= set(QUICK) and _ended(run, config, groups)):
         run_module("evaluate", run, "--groups", *groups, "--data", config.data, "--device", config.device)
     found = json.loads((run / "evaluation.json").read_text())
-    learnt = found.pop("frequencies", {})
+    learnt, metrics = found.pop("frequencies", {}), found.pop("metrics", "")
     numbers = {name: significant(value) for name, value in _flat(found)}
     for group, table in associations(found).items():
         for factor, (strength, code) in strongest(table).items():
@@ -107,7 +105,8 @@ def judged(run: Path, groups: Sequence[Group], config: TrainConfig, *, again: bo
         **numbers,
         **({"failure": "; ".join(filter(None, failures)) or "none"} if failures else {}),
         "images_per_second": significant(median(rates)),
-        "judge": str(JUDGE),
+        "judge": str(metrics),
+        "groups": " ".join(groups),
     }
 
 
@@ -118,7 +117,8 @@ def _ended(run: Path, config: TrainConfig, groups: Sequence[Group]) -> bool:
         return False
     found = json.loads(file.read_text())
     content = {"information": found["information"], "clustering": found["clusterings"]}
-    return found["step"] == config.iterations and all(content[group] for group in groups)
+    todays = found["step"] == config.iterations and found.get("metrics") == METRICS
+    return todays and all(content[group] for group in groups)
 
 
 def distance(shares: Sequence[float], matching: Sequence[int], confusion: Sequence[Sequence[int]]) -> float:

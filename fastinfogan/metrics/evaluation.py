@@ -39,6 +39,11 @@ ALL: tuple[Group, ...] = get_args(Group)
 QUICK: tuple[Group, ...] = ("information", "clustering")
 
 
+# Counted up where the metrics say something else of the same run. 2: what is judged is in random order, and diversity
+# that of 500 such images of a value.
+METRICS = 2
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """information: nats per code and total; the rest by group, None (or empty) where it was not asked for.
@@ -75,7 +80,8 @@ class Evaluation:
         Raises:
             UserError: the file cannot be written.
         """
-        content = asdict(self) | {"information_shares": self.information_shares, "table": self.table().splitlines()}
+        content = {"metrics": METRICS} | asdict(self)
+        content |= {"information_shares": self.information_shares, "table": self.table().splitlines()}
         try:
             write_whole(path, f"{json.dumps(_finite(content), indent=2)}\n".encode())
         except OSError as error:
@@ -103,9 +109,9 @@ class Evaluation:
             for name, share in self.information_shares.items():
                 lines.append(f"  {name:<6}{self.information[name]:7.3f} of {self.entropies[name]:.3f}  ({share:6.1%})")
             lines.append(
-                f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images, whose"
+                f"  total {self.information['total']:7.3f}   on {INFORMATION_SAMPLES:,} generated images; D and Q have"
             )
-            lines.append("  batch-norm statistics D and Q have")
+            lines.append("  the batch-norm statistics of the first quarter of them")
         lines += self._frequency_lines()
         if self.clusterings:
             lines.append("argmax Q(c|x) on the real images of the test split:")

@@ -23,10 +23,10 @@ BATCH = 500
 def information_bound(
     generator: Generator, discriminator: Discriminator, spec: LatentSpec, *, seed: int, fixed_std: bool, samples: int
 ) -> dict[str, float]:
-    """The bound of each of ``spec.names`` and their ``total`` in nats, on ``samples`` fresh generated images.
+    """The bound of each of ``spec.names`` and their ``total`` in nats, on fresh generated images.
 
-    Protocol: G in eval mode; D and Q with batch-norm statistics of generated images; latents from the evaluation
-    stream, which training never draws.
+    samples: how many, in whole batches of 500 and at least one. Protocol: G in eval mode; D and Q with batch-norm
+    statistics of the first quarter of them; latents from the evaluation stream, which training never draws.
     """
     device = next(generator.parameters()).device
     was_training = generator.training

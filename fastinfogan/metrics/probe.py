@@ -95,6 +95,8 @@ def representations(
         of_train, of_test = read(train), read(test)
         centre = of_train.mean(0)
         length = np.sqrt(np.square(of_train - centre).sum(1).mean())
+        if length <= 1e-6 * np.sqrt(np.square(of_train).sum(1).mean()):
+            length = np.inf  # the same of every image, but for rounding: it tells nothing
         found[name] = ((of_train - centre) / length, (of_test - centre) / length)
     return found
 

@@ -6,6 +6,7 @@ find ten half-redundant ones in a perfect Cat(10).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,5 +114,9 @@ def targets(factors: Factors, column: int) -> Floats:
 
 
 def r2(predicted: Floats, true: Floats) -> float:
-    """1 - squared error / variance, summed over the columns of ``[n, k]``: 1 is perfect, 0 no better than the mean."""
-    return 1 - float(np.square(true - predicted).sum() / np.square(true - true.mean(0)).sum())
+    """1 - squared error / variance, summed over the columns of ``[n, k]``: 1 is perfect, 0 no better than the mean.
+
+    NaN where nothing varies that could be explained.
+    """
+    variance = float(np.square(true - true.mean(0)).sum())
+    return 1 - float(np.square(true - predicted).sum()) / variance if variance else math.nan

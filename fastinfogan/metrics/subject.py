@@ -45,9 +45,7 @@ class Labelled(NamedTuple):
         return Labelled(self.pixels[index], labels, factors)
 
     def some(self, n: int) -> Labelled:
-        """``n`` images of it chosen at random, the same ones every time, or all where there are no more."""
-        if n >= len(self.pixels):
-            return self
+        """``n`` images of it, or all where there are no more, in random order: the same ones every time."""
         chosen = np.random.default_rng(0).permutation(len(self.pixels))[:n]
         return self.rows(torch.from_numpy(chosen))
 
