@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from image_files import (
     write_tar,
     write_zip,
 )
+from scipy.io import savemat
 from test_bad_input import assert_told
 
 from fastinfogan import checkpoint, train
@@ -162,6 +164,47 @@ def shards_that_stopped(root: Path) -> list[str]:
     return of("folder", root / "shards")
 
 
+def without_any_image(root: Path) -> list[str]:
+    write_folder(root / "fashion-mnist", idx_files(0))
+    return damaged_set(root)
+
+
+def with_sizes_beyond_any_memory(root: Path) -> list[str]:
+    files = idx_files(9)
+    sizes = struct.pack(">3I", 1 << 31, 1 << 31, 4)  # whose product, in 64 bits, is 0
+    files["train-images-idx3-ubyte"] = files["train-images-idx3-ubyte"][:4] + sizes
+    write_folder(root / "fashion-mnist", files)
+    return damaged_set(root)
+
+
+def svhn_of(root: Path, labels: list[float]) -> list[str]:
+    (root / "svhn").mkdir(parents=True)
+    content = {"X": np.zeros((32, 32, 3, len(labels)), np.uint8), "y": np.array(labels).reshape(-1, 1)}
+    savemat(root / "svhn" / "train_32x32.mat", content)
+    return of("svhn", root)
+
+
+def half_a_label(root: Path) -> list[str]:
+    return svhn_of(root, [1, 2, 1.5])
+
+
+def an_svhn_of_nothing(root: Path) -> list[str]:
+    return svhn_of(root, [])
+
+
+def a_zip_that_is_called_an_array(root: Path) -> list[str]:
+    write_renders(root / "faces", 9)
+    with (root / "faces" / "images.npy").open("wb") as file:
+        np.savez(file, images=np.zeros(3))
+    return of("faces", root)
+
+
+def a_number_of_five_thousand_digits(root: Path) -> list[str]:
+    write_celeba(root, 9, zipped=True)
+    write_zip(root / "celeba" / "img_align_celeba.zip", {f"img_align_celeba/{'1' * 5000}.jpg": photograph(1)})
+    return of("celeba", root)
+
+
 SETS: list[tuple[Callable[[Path], list[str]], tuple[str, ...]]] = [
     (lambda root: ["--dataset", "celeba", "--data", str(root)],
      ("CelebA is absent", "img_align_celeba.zip", "--dataset mnist")),
@@ -181,6 +224,12 @@ SETS: list[tuple[Callable[[Path], list[str]], tuple[str, ...]]] = [
     (more_faces_than_factors, ("factors.npz describes 8 images but 9 lie beside it", "or delete factors.npz")),
     (faces_of_another_size, ("faces holds 64x64x1 images", "faces networks take 32x32x1", "choose --tables chairs")),
     (shards_that_stopped, ("shards in", "are not complete", "run the same `prepare` again")),
+    (without_any_image, ("holds no images of fashion-mnist", "put all four files there")),
+    (with_sizes_beyond_any_memory, ("train-images-idx3-ubyte holds 16 bytes, expected 18,4", "fetch it again")),
+    (half_a_label, ("train_32x32.mat holds the label 1.5, expected whole numbers", "download it again")),
+    (an_svhn_of_nothing, ("train_32x32.mat holds no images", "download it again")),
+    (a_zip_that_is_called_an_array, ("images.npy of", "is not a whole array of images", "render again")),
+    (a_number_of_five_thousand_digits, ("list_attr_celeba.txt", "has no line for 1111")),
     (no_folder, ("photos", "give one with --data")),
     (empty_folder, ("photos", "holds no .jpg", "--data")),
     (colour_photos, ("expected 1-channel images for the mnist networks, got 3 channels in", "0.jpg", "pass --gray")),

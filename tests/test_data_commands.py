@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 from fastinfogan.commands import run_command
 from fastinfogan.config import PRESETS, preset
 from fastinfogan.data import __main__ as command
-from fastinfogan.data import decode, mnist
+from fastinfogan.data import decode, mnist, store
 from fastinfogan.data.decode import Decoder
 from fastinfogan.data.render import NAMES
 
@@ -231,6 +232,23 @@ def test_prepare_tells_what_it_cannot_do(
         run(monkeypatch, "prepare", "celeba", "--data", tmp_path, "--shards", tmp_path / "shards", "--shard-mib", 0)
     assert "--shard-mib must be 1 or more, got 0" in capsys.readouterr().err
     assert not (tmp_path / "shards").exists()
+
+
+def test_prepare_does_not_claim_what_no_disk_has_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    write_folder(tmp_path, {f"{i}.jpg": photograph(i) for i in range(6)})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "allocate", full)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "prepare", "folder", "--data", tmp_path)
+    said = capsys.readouterr()
+    assert f"cannot keep decoded images in {tmp_path}/.fastinfogan" in said.err and "No space left" in said.err
+    assert not said.out
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,15 @@ def test_svhns_factors_are_split_as_its_images_are(tmp_path: Path) -> None:
         open_split("svhn", tmp_path, "train", (3, 32, 32))
 
 
+def test_factors_of_svhns_two_files_are_not_those_of_extra_images(tmp_path: Path) -> None:
+    write_svhn(tmp_path, 6)
+    write_svhn(tmp_path, 2, "test")
+    write_svhn(tmp_path, 1, "extra")
+    write_renders(tmp_path / "svhn", 8)
+    train, test = (open_split("svhn", tmp_path, split, (3, 32, 32)) for split in ("train", "test"))
+    assert len(train) == 7 and train.factors is None and test.factors is not None
+
+
 def test_svhns_extra_images_join_the_training_images_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

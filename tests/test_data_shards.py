@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from fastinfogan.data.celeba import open_celeba
 from fastinfogan.data.folder import open_folder
 from fastinfogan.data.shards import write_shards
 from fastinfogan.errors import UserError
+from fastinfogan.files import exclusive
 
 N = 22
 IMAGE = (3, 16, 16)
@@ -263,6 +265,52 @@ def test_a_file_that_cannot_be_read_keeps_its_number(
     opened = sharded(dataclasses.replace(photos, read=read), tmp_path)
     assert opened.read(4) == b"" and opened.read(5) == photos.read(5)
     assert f"rejected {photos.names[4]}: Bad CRC-32" in capsys.readouterr().err
+
+
+def unreadable(encoded: Encoded, *indices: int) -> Encoded:
+    def read(index: int) -> bytes:
+        if index in indices:
+            raise OSError("Input/output error")
+        return encoded.read(index)
+
+    return dataclasses.replace(encoded, read=read)
+
+
+def test_more_unreadable_files_than_the_limit_stop_the_command_and_the_shards_are_not_whole(
+    photos: Encoded, tmp_path: Path
+) -> None:
+    few = r"3 of 22 files of folder cannot be decoded, at most 2 may be, the last is .*17.PNG \(it cannot be read\)"
+    with pytest.raises(UserError, match=few):
+        write_shards(
+            unreadable(photos, 4, 5, 20), tmp_path, "train", shard_bytes=5000, reject_limit=0.1, progress=False
+        )
+    with pytest.raises(UserError, match="not complete"):
+        open_split("folder", tmp_path, "train", IMAGE)
+
+
+def test_files_that_can_be_read_again_are_no_longer_missing_from_the_shards(
+    photos: Encoded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sharded(unreadable(photos, 9), tmp_path)
+    assert sharded(photos, tmp_path).read(9) == photos.read(9)
+    assert "what " in capsys.readouterr().err
+    before = state(tmp_path / "train")
+    sharded(unreadable(photos, 9), tmp_path)  # which had nothing to read any more
+    assert all(before[name] == one for name, one in state(tmp_path / "train").items() if name.endswith(".tar"))
+
+
+def test_two_commands_do_not_write_shards_into_one_folder(photos: Encoded, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    told = pytest.raises(UserError, match=r"another command is writing shards to .*choose another folder with --shards")
+    with exclusive(tmp_path / "train" / shards.LOCK), told:
+        write_shards(photos, tmp_path, "train", progress=False)
+    assert [path.name for path in (tmp_path / "train").iterdir()] == [shards.LOCK]
+
+
+def test_names_in_shards_of_a_folder_that_is_not_utf8_can_be_noted(photos: Encoded, tmp_path: Path) -> None:
+    opened = sharded(photos, tmp_path / os.fsdecode(b"caf\xe9"))
+    assert json.loads(json.dumps(opened.names[3])) == opened.names[3].encode().decode()
+    assert opened.read(3) == photos.read(3)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(photos: Encoded, tmp_path: Path) -> None:

@@ -53,3 +53,14 @@ def test_a_disk_without_room_for_a_map_leaves_no_file(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         allocate(tmp_path / "a.npy", (1000,), np.uint8)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_that_cannot_even_begin_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, **_: object) -> None:
+        path.write_bytes(b"half a header")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", full)
+    with pytest.raises(OSError, match="No space left"):
+        allocate(tmp_path / "a.npy", (1000,), np.uint8)
+    assert list(tmp_path.iterdir()) == []

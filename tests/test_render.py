@@ -147,6 +147,42 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
+def test_what_was_drawn_before_a_power_cut_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_sheet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A note that a chunk is done may have reached the disk, and its images may not."""
+    paint = svhn_like.SvhnLike.paint
+    painted: list[int] = []
+
+    def counted(self: Painter, values: Any, generator: Any) -> Any:
+        if len(painted) == 200:
+            raise KeyboardInterrupt
+        painted.append(1)
+        return paint(self, values, generator)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(svhn_like.SvhnLike, "paint", counted)
+        draw("svhn-like", tmp_path / "broken", 300)
+    lost = np.load(tmp_path / "broken" / ".part" / "images.npy", mmap_mode="r+")
+    lost[:128] = 0
+    boot = tmp_path / "boot_id"
+    boot.write_text("of the next start\n")
+    monkeypatch.setattr(output, "BOOT", boot)
+    draw("svhn-like", tmp_path / "broken", 300)
+    assert "the machine was started anew" in capsys.readouterr().err
+    draw("svhn-like", tmp_path / "whole", 300)
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("missing", ["images.npy", "factors.npz"])
+def test_a_finished_set_that_lacks_a_file_is_not_called_finished(missing: str, tmp_path: Path) -> None:
+    draw("faces", tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match=f"lacks {missing} of the set that was rendered there: delete what is left of"):
+        draw("faces", tmp_path)
+    assert not (tmp_path / ".part").exists()
+
+
 def test_a_command_interrupted_while_files_move_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
 

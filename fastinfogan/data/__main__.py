@@ -14,7 +14,7 @@ from typing import Annotated, get_args
 
 import torch
 import tyro
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastinfogan import ops
 from fastinfogan.commands import run_command
@@ -52,7 +52,7 @@ class Which:
     """Which part of the set."""
     tables: TablesName | None = None
     """The networks that the images are for; those of the data set's preset where none are given."""
-    gray: bool = False
+    gray: FlagCreatePairsOff[bool] = False
     """Turn colour images to grey, for networks of one channel; the presets of faces and chairs do."""
 
     def tables_of(self, name: DatasetName) -> tuple[TablesName, Tables]:
@@ -147,6 +147,8 @@ def prepare(
         shard_mib: Size of a shard in MiB.
     """
     require_reject_limit(reject_limit)
+    if shard_mib < 1:
+        raise UserError(f"--shard-mib must be 1 or more, got {shard_mib}")
     # shards that broke off there must not be taken for the set that they are of
     within = shards_to is not None and shards_to.resolve() == which.root(name).resolve()
     opened = which.open(name, sharded=not within)
@@ -154,9 +156,9 @@ def prepare(
         what = "shard" if shards_to else "decode"
         print(f"{name} {which.split}: {len(opened):,} images are published decoded, there is nothing to {what}")
     elif shards_to is not None:
-        if shard_mib < 1:
-            raise UserError(f"--shard-mib must be 1 or more, got {shard_mib}")
-        folder = shards.write_shards(opened, shards_to, which.split, shard_bytes=shard_mib << 20)
+        folder = shards.write_shards(
+            opened, shards_to, which.split, shard_bytes=shard_mib << 20, reject_limit=reject_limit
+        )
         print(f"{name} {which.split}: {len(opened):,} images in {folder}; train with --data {shards_to}")
     else:
         if not os.access(opened.home, os.W_OK):

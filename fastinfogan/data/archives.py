@@ -58,12 +58,12 @@ class Zip:
     _own: threading.local = field(default_factory=threading.local)
 
     def read(self, name: str) -> bytes:
-        if getattr(self._own, "pid", None) != os.getpid():
-            self._own.archive, self._own.pid = zipfile.ZipFile(self.root), os.getpid()
-        _require_sane(self._own.archive.getinfo(name).file_size)
         try:
+            if getattr(self._own, "pid", None) != os.getpid():
+                self._own.archive, self._own.pid = zipfile.ZipFile(self.root), os.getpid()
+            _require_sane(self._own.archive.getinfo(name).file_size)
             content: bytes = self._own.archive.read(name)
-        except ZIP_ERRORS as error:
+        except (*ZIP_ERRORS, KeyError) as error:
             raise OSError(str(error)) from None  # this file is damaged
         return content
 
@@ -121,11 +121,15 @@ def encode(
     listed = "\n".join(f"{name} {source.stamps[name]}" for name in names)
     digest = hashlib.sha256(listed.encode("utf-8", "surrogateescape"))  # a name is bytes, and not always UTF-8
     chosen = tuple(names)
-    # what is printed and noted: neither a terminal nor JSON takes a name that is not UTF-8
-    shown = tuple(str(source.root / name).encode("utf-8", "backslashreplace").decode() for name in names)
+    shown = tuple(printable(str(source.root / name)) for name in names)
     return Encoded(
         dataset, shown, lambda index: source.read(chosen[index]), crop, home, digest.hexdigest(), factors=factors
     )
+
+
+def printable(name: str) -> str:
+    """``name`` as it is printed and noted: neither a terminal nor JSON takes one that is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _open_zip(path: Path) -> Zip:

@@ -119,8 +119,13 @@ def of_split(names: Sequence[str], split: Split, partition: Path) -> list[str]:
         in_test = [parts[file] == "2" for file in files]
     else:
         stems = [file.split(".")[0] for file in files]
-        in_test = [stem.isdecimal() and int(stem) >= FIRST_TEST_IMAGE for stem in stems]
+        in_test = [_number(stem) >= FIRST_TEST_IMAGE for stem in stems]
     return [name for name, tested in zip(names, in_test, strict=True) if tested == (split == "test")]
+
+
+def _number(stem: str) -> int:
+    """The number that is an image's name; 0, which none has, for another name."""
+    return int(stem) if stem.isdecimal() and len(stem) < 19 else 0
 
 
 def _factors(folder: Path, names: list[str]) -> Factors | None:
@@ -129,7 +134,7 @@ def _factors(folder: Path, names: list[str]) -> Factors | None:
     described = attribute_factors(attributes, names) if attributes.is_file() else None
     if (folder / FILE).is_file():
         factors = read_factors(folder / FILE)
-        numbers = [int(stem) - 1 if (stem := PurePosixPath(name).stem).isdecimal() else -1 for name in names]
+        numbers = [_number(PurePosixPath(name).stem) - 1 for name in names]
         if not 0 <= min(numbers) <= max(numbers) < len(factors):
             raise UserError(
                 f"{folder / FILE} describes {len(factors):,} images but not all of the {len(names):,} beside it: "

@@ -87,19 +87,13 @@ class Decoder:
                 self._pipeline, self._next = self._build(self.batch, lambda i: self._window(k + i)), k
             try:
                 (images,) = self._run(self._pipeline)
-            except RuntimeError:
-                self.close()
-                ahead = torch.cat([self.plan(i) for i in range(k, self._planned + 1)])
-                suspects = dict(self._file(index) for index in ahead.tolist())
-                with _quiet():
-                    culprits = self._culprits(list(suspects.items()))
-                if not culprits:
-                    raise  # no file is at fault
-                for index, content in culprits:
-                    self._reject(index, _reason(content))
-                continue
-            self._next += 1
-            return images.as_tensor()
+            except RuntimeError as error:
+                failure = error.with_traceback(None)  # which would keep the pipeline and its memory
+            else:
+                self._next += 1
+                return images.as_tensor()
+            self.close()
+            self._reject_culprits(k, failure)
 
     def close(self) -> None:
         """Give DALI's threads and buffers back; the next ``at`` builds a new pipeline."""
@@ -121,6 +115,18 @@ class Decoder:
             except (OSError, Refused) as error:
                 self._reject(index, str(error), unread=isinstance(error, OSError))
 
+    def _reject_culprits(self, k: int, failure: RuntimeError) -> None:
+        """Reject what DALI cannot decode of batch ``k`` and those read ahead; where it is none, raise ``failure``."""
+        culprits = []
+        with _quiet():
+            for i in range(k, self._planned + 1):
+                suspects = dict(self._file(index) for index in self.plan(i).tolist())
+                culprits += self._culprits(list(suspects.items()))
+        if not culprits:
+            raise failure
+        for index, content in dict(culprits).items():
+            self._reject(index, _reason(content))
+
     def _culprits(self, files: list[tuple[int, Bytes]]) -> list[tuple[int, Bytes]]:
         """Those of ``files`` that DALI cannot decode, found by halving."""
         try:
@@ -135,7 +141,7 @@ class Decoder:
     def _reject(self, index: int, reason: str, unread: bool = False) -> None:
         rejected = self.rejected[index] = Rejected(self.encoded.names[index], " ".join(reason.split()), unread)
         _tell(rejected)
-        _require_few(self.encoded, self.rejected, self.reject_limit, told=True)
+        require_few(self.encoded, _reasons(self.rejected), self.reject_limit)
 
     def _build(self, batch: int, files: Callable[[int], list[Bytes]]) -> Any:
         """A pipeline whose i-th run decodes ``files(i)``, at most ``batch`` files."""
@@ -214,9 +220,9 @@ def decode_all(
         progress=progress,
         verify=verify,
         on_disk=keep,
-        outdated=lambda rejected: any(one.unread and _readable(encoded, index) for index, one in rejected.items()),
+        outdated=lambda rejected: any(one.unread and readable(encoded, index) for index, one in rejected.items()),
     )
-    _require_few(encoded, stored.rejected, reject_limit, told=False)  # the file may be of a higher limit
+    require_few(encoded, _reasons(stored.rejected), reject_limit, tell=True)  # the file may be of a higher limit
     lost = sorted(stored.rejected)
     kept = np.delete(np.arange(len(encoded)), lost)
     return Decoded(
@@ -254,7 +260,8 @@ def _blocks(encoded: Encoded, image: ImageShape, device: torch.device, reject_li
     return blocks
 
 
-def _readable(encoded: Encoded, index: int) -> bool:
+def readable(encoded: Encoded, index: int) -> bool:
+    """Whether the file of image ``index`` can be read."""
     try:
         encoded.read(index)
     except OSError:
@@ -266,19 +273,23 @@ def _tell(rejected: Rejected) -> None:
     tqdm.write(f"rejected {rejected.name}: {rejected.reason}", file=sys.stderr)
 
 
-def _require_few(encoded: Encoded, rejected: dict[int, Rejected], reject_limit: float, *, told: bool) -> None:
+def _reasons(rejected: dict[int, Rejected]) -> dict[int, str]:
+    return {index: one.reason for index, one in rejected.items()}
+
+
+def require_few(encoded: Encoded, rejected: dict[int, str], reject_limit: float, *, tell: bool = False) -> None:
     """Raise :class:`UserError` when more than the share ``reject_limit``, and more than one, or all are rejected.
 
-    told: whether they have been named, each as it was met.
+    rejected: why, by image. tell: name them first, as nothing else has.
     """
     most = max(1, int(reject_limit * len(encoded)))
     if len(rejected) > most or len(rejected) == len(encoded):
-        for one in () if told else rejected.values():
-            _tell(one)
-        last = list(rejected.values())[-1]
+        for index, reason in rejected.items() if tell else ():
+            _tell(Rejected(encoded.names[index], reason))
+        last, reason = list(rejected.items())[-1]
         raise UserError(
             f"{len(rejected):,} of {len(encoded):,} files of {encoded.name} cannot be decoded, at most {most:,} may "
-            f"be, the last is {last.name} ({last.reason}): repair or delete the files named above, or raise "
+            f"be, the last is {encoded.names[last]} ({reason}): repair or delete the files named above, or raise "
             f"--reject-limit"
         )
 

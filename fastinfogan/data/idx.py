@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -70,7 +71,7 @@ def decode(content: bytes, dimensions: int, path: Path) -> npt.NDArray[np.uint8]
             f"of an idx file with {dimensions} axes: delete it and fetch it again"
         )
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=np.int64))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise UserError(f"{path} holds {len(content):,} bytes, expected {expected:,}: delete it and fetch it again")
     return np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)

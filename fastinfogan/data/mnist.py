@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import pickle
 import shutil
@@ -121,6 +122,8 @@ def _open_pair(name: str, folder: Path, split: Split, unwritten: Files) -> Decod
     images, labels = arrays
     if len(images) != len(labels):
         raise UserError(f"{folder.absolute()} holds {len(images):,} images but {len(labels):,} labels of {name}")
+    if not len(images):
+        raise UserError(f"{folder.absolute()} holds no images of {name}: put all four files there")
     return Decoded(name, torch.from_numpy(images).unsqueeze(-1), torch.from_numpy(labels).long())
 
 
@@ -231,7 +234,7 @@ def _from_mirror(needed: Sequence[str]) -> Files:
                     path = Path(folder) / f"{name}.gz"
                     path.write_bytes(answer.read(idx.LIMIT))
                 found[name] = idx.unzipped(path)
-            except (OSError, UserError) as error:  # URLError and timeouts are OSErrors
+            except (OSError, http.client.HTTPException, UserError) as error:  # URLError and timeouts are OSErrors
                 raise SourceFailed(f"{name}.gz: {error}") from None
     return found
 

@@ -100,20 +100,23 @@ def open_array(name: str, folder: Path) -> Decoded:
     """
     path = folder / ARRAY
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": PyTorch wants to write, the file stays
+        images = np.lib.format.open_memmap(path, mode="c")  # "c": PyTorch wants to write, the file stays
     except ARRAY_ERRORS as error:
         raise UserError(
-            f"{path} of {path.stat().st_size:,} bytes is not a whole array of images ({error}): render it again"
+            f"{path} of {path.stat().st_size:,} bytes is not a whole array of images ({error}): delete it and "
+            f"what else was rendered there, and render again"
         ) from None
     if images.dtype != np.uint8 or images.ndim != 3 or not images.size or not images.flags.c_contiguous:
-        raise UserError(f"{path} holds {images.dtype} {list(images.shape)}, expected uint8 [n, H, W]: render it again")
+        raise UserError(
+            f"{path} holds {images.dtype} {list(images.shape)}, expected uint8 [n, H, W]: render into another folder"
+        )
     return Decoded(name, torch.from_numpy(images).unsqueeze(-1), factors=factors_of(folder, len(images)))
 
 
 def _holds_images(place: Path) -> bool:
     """Whether a set lies right there: a folder of other sets, as the default --data is, must not pass for one."""
     if not place.is_dir():
-        return place.suffix in (".zip", ".tar") and place.is_file()
+        return place.suffix.lower() in (".zip", ".tar") and place.is_file()
     if place.name == "faces":
         return True
     return (place / ARRAY).is_file() or any(one.name.lower().endswith(SUFFIXES) for one in place.iterdir())

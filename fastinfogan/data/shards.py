@@ -32,26 +32,29 @@ import numpy.typing as npt
 import pydantic
 from tqdm import tqdm
 
-from fastinfogan.data.archives import read_at
+from fastinfogan.data.archives import printable, read_at
+from fastinfogan.data.decode import readable, require_few
 from fastinfogan.data.factors import FILE, factors_of, write_factors
 from fastinfogan.data.split import Encoded, Split
 from fastinfogan.errors import UserError, first_line
-from fastinfogan.files import write_whole
+from fastinfogan.files import exclusive, write_whole
 
 MANIFEST = "shards.json"
+LOCK = "lock"
 SHARD_BYTES = 256 << 20
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: how many images and bytes it holds, its SHA-256 and that of its index."""
+    """One tar: how many images and bytes it holds, its SHA-256 and that of its index; which images were not read."""
 
     file: str
     count: int
     size: int
     sha256: str
     index_sha256: str
+    unread: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,43 @@ class Manifest:
 
 
 def write_shards(
-    encoded: Encoded, out: Path, split: Split, *, shard_bytes: int = SHARD_BYTES, progress: bool = True
+    encoded: Encoded,
+    out: Path,
+    split: Split,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    reject_limit: float = 0.01,
+    progress: bool = True,
 ) -> Path:
     """Copy the files of ``encoded`` into tars of about ``shard_bytes`` below ``out``; returns their folder.
 
     Shards already there are verified by their hashes; the copy goes on after the last whole one. A file that cannot be
     read becomes an empty one, so that the numbers stay those of the set, and is named: decoding rejects it like any
-    damaged file. Raises :class:`UserError` when the folder holds the shards of another set or cannot be written.
+    damaged file. Once it can be read again, the same command mends it. Raises :class:`UserError` when more than the
+    share ``reject_limit`` cannot be read, when the folder holds the shards of another set or cannot be written, or
+    another command is writing there.
     """
     folder = _folder(out, encoded.name, split)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / LOCK):
+            _write_all(encoded, folder, split, shard_bytes, reject_limit, progress)
+    except BlockingIOError:
+        raise UserError(
+            f"another command is writing shards to {folder.absolute()}: let it end, or choose another folder with "
+            f"--shards"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write shards to {folder.absolute()} ({error}): free some space or choose another folder with "
+            f"--shards, then repeat; whole shards are kept"
+        ) from None
+    return folder
+
+
+def _write_all(
+    encoded: Encoded, folder: Path, split: Split, shard_bytes: int, reject_limit: float, progress: bool
+) -> None:
     manifest = Manifest(encoded.name, split, encoded.crop, encoded.fingerprint, shard_bytes, False, ())
     if (before := _read(folder)) is not None:
         if replace(before, complete=False, shards=()) != manifest:
@@ -84,29 +115,23 @@ def write_shards(
                 f"{folder.absolute()} holds shards of {before.name} {before.split} in another state or of another "
                 f"size: choose another folder with --shards, or delete it"
             )
-        manifest = replace(before, complete=False, shards=_whole(folder, before.shards))
+        manifest = replace(before, complete=False, shards=_whole(folder, before.shards, encoded))
     done = sum(shard.count for shard in manifest.shards)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if encoded.factors:
-            write_factors(folder / FILE, encoded.factors)
-        label = f"sharding {encoded.name}"
-        with tqdm(total=len(encoded), initial=done, desc=label, unit=" images", disable=not progress) as bar:
-            while done < len(encoded):
-                shard = _write(
-                    folder / f"{encoded.name}-{split}-{len(manifest.shards):06d}.tar", encoded, done, shard_bytes
-                )
-                manifest = replace(manifest, shards=(*manifest.shards, shard))
-                _save(folder, manifest)
-                done += shard.count
-                bar.update(shard.count)
-        _save(folder, replace(manifest, complete=True))
-    except OSError as error:
-        raise UserError(
-            f"cannot write shards to {folder.absolute()} ({error}): free some space or choose another folder with "
-            f"--shards, then repeat; whole shards are kept"
-        ) from None
-    return folder
+    if encoded.factors:
+        write_factors(folder / FILE, encoded.factors)
+    label = f"sharding {encoded.name}"
+    with tqdm(total=len(encoded), initial=done, desc=label, unit=" images", disable=not progress) as bar:
+        while done < len(encoded):
+            path = folder / f"{encoded.name}-{split}-{len(manifest.shards):06d}.tar"
+            shard = _write(path, encoded, done, shard_bytes)
+            manifest = replace(manifest, shards=(*manifest.shards, shard))
+            _save(folder, manifest)
+            done += shard.count
+            bar.update(shard.count)
+            unread = [index for one in manifest.shards for index in one.unread]
+            if unread:
+                require_few(encoded, dict.fromkeys(unread, "it cannot be read"), reject_limit)
+    _save(folder, replace(manifest, complete=True))
 
 
 def are_there(dataset: str, root: Path, split: Split) -> bool:
@@ -156,7 +181,7 @@ class _Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        return f"{self.shard(index)}/{_member(index, self.suffixes[index])}"
+        return printable(f"{self.shard(index)}/{_member(index, self.suffixes[index])}")
 
     def shard(self, index: int) -> Path:
         return self.paths[int(np.searchsorted(self.ends, index, side="right"))]
@@ -173,6 +198,7 @@ def _member(number: int, suffix: str) -> str:
 def _write(path: Path, encoded: Encoded, first: int, shard_bytes: int) -> Shard:
     """One tar with its index, from image ``first`` on; both get their names when they are whole."""
     part, index, digest, at, number = path.with_suffix(".part"), [], hashlib.sha256(), 0, first
+    unread = []
     with part.open("wb") as file:
         while number < len(encoded) and (at < shard_bytes or number == first):
             try:
@@ -180,6 +206,7 @@ def _write(path: Path, encoded: Encoded, first: int, shard_bytes: int) -> Shard:
             except OSError as error:
                 print(f"rejected {encoded.names[number]}: {error}", file=sys.stderr)
                 content = b""
+                unread.append(number)
             suffix = encoded.names[number].rsplit(".", 1)[-1].lower()
             member = tarfile.TarInfo(_member(number, suffix))
             member.size = len(content)
@@ -196,12 +223,16 @@ def _write(path: Path, encoded: Encoded, first: int, shard_bytes: int) -> Shard:
     text = "\n".join([f"{INDEX_VERSION} {len(index)}", *index]) + "\n"
     path.with_suffix(".idx").write_text(text)
     part.rename(path)
-    return Shard(path.name, number - first, at, digest.hexdigest(), hashlib.sha256(text.encode()).hexdigest())
+    of_index = hashlib.sha256(text.encode()).hexdigest()
+    return Shard(path.name, number - first, at, digest.hexdigest(), of_index, tuple(unread))
 
 
-def _whole(folder: Path, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
-    """The first of ``shards`` up to one that is not what its hash says."""
+def _whole(folder: Path, shards: tuple[Shard, ...], encoded: Encoded) -> tuple[Shard, ...]:
+    """The first of ``shards`` up to one that is not what its hash says, or lacks a file that can be read by now."""
     for number, shard in enumerate(shards):
+        if any(readable(encoded, index) for index in shard.unread):
+            print(f"notice: what {folder / shard.file} lacked can be read, it is written anew", file=sys.stderr)
+            return shards[:number]
         try:
             with (folder / shard.file).open("rb") as file:
                 same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256

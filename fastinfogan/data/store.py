@@ -73,7 +73,8 @@ def keep(
     of a finished store and builds it anew where a hash disagrees, as it is where ``outdated`` of the files that it has
     rejected is true. When several processes ask at once, one builds and the others wait. In a folder that cannot be
     written a finished store is used; without one this costs a notice, and the pixels stay in memory, as they do
-    without ``on_disk``. What ``blocks`` raises as :class:`UserError` or OSError leaves nothing behind.
+    without ``on_disk``; with ``verify``, which asks for a store, it is an error. What ``blocks`` raises as
+    :class:`UserError` or OSError leaves nothing behind.
     """
     base = home / FOLDER / f"{name}-{hashlib.sha256(f'{key} {shape} {BLOCK}'.encode()).hexdigest()[:16]}"
     with contextlib.ExitStack() as cleanup:
@@ -88,6 +89,10 @@ def keep(
                     raise refused
                 pixels, notes = _begin(base, shape)
             except OSError as error:
+                if verify:
+                    raise UserError(
+                        f"cannot keep decoded images in {base.parent} ({error}): make room there, and it writable"
+                    ) from None
                 print(f"notice: decoded images stay in memory, {base.parent} cannot be used ({error})", file=sys.stderr)
         if pixels is None:
             return _fill(np.empty(shape, np.uint8), notes, blocks, f"decoding {name}", progress, None)

@@ -49,7 +49,9 @@ def open_svhn(root: Path, split: Split) -> Decoded:
         parts.append(_read(extra))
         print(f"svhn: {len(parts[1][1]):,} images of {extra} join the training images", file=sys.stderr)
     pixels, labels = _joined(parts)
-    return Decoded("svhn", pixels, labels, factors=_factors(folder / FILE, len(labels), split))
+    # The published extra images have no factors, and those of a rendered set are of its two files alone.
+    factors = _factors(folder / FILE, len(labels), split) if len(parts) == 1 else None
+    return Decoded("svhn", pixels, labels, factors=factors)
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -59,7 +61,8 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 
     try:
         content = loadmat(path, variable_names=("X", "y"))
-        pixels, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+        pixels, told = content["X"], content["y"].reshape(-1)
+        labels = told.astype(np.int64)
     except (*_BROKEN, MatReadError) as error:
         raise UserError(
             f"{path} of {path.stat().st_size:,} bytes is not a whole SVHN file ({error}): download it again"
@@ -69,7 +72,11 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
             f"{path} holds X {pixels.dtype} {list(pixels.shape)} and {len(labels)} labels, expected uint8 "
             f"[32, 32, 3, n] and n: download {path.name} (Format 2, cropped digits) again"
         )
-    if labels.size and not 1 <= labels.min() <= labels.max() <= 10:
+    if not labels.size:
+        raise UserError(f"{path} holds no images: download it again")
+    if (wrong := told[told != labels]).size:
+        raise UserError(f"{path} holds the label {wrong[0]}, expected whole numbers: download it again")
+    if not 1 <= labels.min() <= labels.max() <= 10:
         raise UserError(
             f"{path} holds labels from {labels.min()} to {labels.max()}, expected 1 to 10, which means 0: download it "
             f"again"

@@ -1,18 +1,19 @@
 """Rendered sets on disk: drawn chunk by chunk by any number of processes, and either complete or not there.
 
-Everything is made in ``<out>/.part``, which notes the chunks that are done, so that an interrupted command goes on;
-the finished files are renamed into ``out`` at the end, ``render.json`` last.
+Everything is made in ``<out>/.part``, which notes the chunks that are done, so that an interrupted command goes on, but
+not after the machine has been started anew: a note may have reached the disk before its images. The finished files are
+renamed into ``out`` at the end, ``render.json`` last.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -31,10 +32,13 @@ from fastinfogan.data.render.painter import Bytes, Factor, Floats, Painter, Reci
 from fastinfogan.data.render.sheet import contact_sheet
 from fastinfogan.data.split import Factors
 from fastinfogan.errors import UserError, first_line
-from fastinfogan.files import allocate, write_whole
+from fastinfogan.files import allocate, exclusive, write_whole
 
 PART = ".part"
+LOCK = "lock"
 STARTED = "recipe.json"
+BOOTED = "boot"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 CHUNK = 128  # images between two notes of what is done
 PER_PROCESS = 1024  # images that are worth the seconds in which a process starts
 
@@ -78,25 +82,23 @@ def produce(
             for name in (*layout.products, FACTORS, SHEET, RECORD):
                 if (part / name).exists():  # or an earlier command, interrupted just here, moved it
                     (part / name).rename(out / name)
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)  # another command may put its lock there meanwhile
     return out / SHEET
 
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        lock = (part / "lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {part.parent.absolute()} ({error}): choose another folder with --out"
-        ) from None
-    with lock:
+    with contextlib.ExitStack() as cleanup:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            part.mkdir(parents=True, exist_ok=True)
+            cleanup.enter_context(exclusive(part / LOCK))
+        except BlockingIOError:
             raise UserError(
                 f"another command is rendering into {part.parent.absolute()}: let it end, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {part.parent.absolute()} ({error}): choose another folder with --out"
             ) from None
         yield
 
@@ -106,19 +108,31 @@ def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
     for record, state in ((out / RECORD, "holds"), (out / PART / STARTED, "holds the beginning of")):
         if record.exists() and (found := _recorded(record)) != recipe:
             told = ", ".join(f"{name} {value}" for name, value in asdict(found).items() if value is not None)
+            _leave(out / PART)
             raise UserError(
                 f"{out.absolute()} {state} another set ({told}): choose another --out, or delete "
                 f"{record.parent.absolute()}"
             )
     if (out / RECORD).exists():
+        if missing := [name for name in (*layout.products, FACTORS) if not (out / name).exists()]:
+            _leave(out / PART)
+            raise UserError(
+                f"{out.absolute()} lacks {missing[0]} of the set that was rendered there: delete what is left of it, "
+                f"or choose another --out"
+            )
         return True
     strange = [name for name in (*layout.products, FACTORS, SHEET) if (out / name).exists()]
     if strange and not (out / PART / RECORD).exists():
-        (out / PART / "lock").unlink()
-        with contextlib.suppress(OSError):  # it holds the beginning of a set
-            (out / PART).rmdir()
+        _leave(out / PART)
         raise UserError(f"{out.absolute()} holds {strange[0]}, which was not rendered there: choose another --out")
     return False
+
+
+def _leave(part: Path) -> None:
+    """Remove ``part`` again, unless it holds the beginning of a set."""
+    (part / LOCK).unlink()
+    with contextlib.suppress(OSError):
+        part.rmdir()
 
 
 def _recorded(record: Path) -> Recipe:
@@ -132,12 +146,16 @@ def _recorded(record: Path) -> Recipe:
 
 
 def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None:
-    """Room for images, factors and the notes of what is done, unless an earlier command made it."""
+    """Room for images, factors and the notes of what is done, unless an earlier command made it since the last boot."""
+    booted = BOOT.read_text() if BOOT.exists() else ""
     if (part / STARTED).exists():
-        return
+        if (part / BOOTED).exists() and (part / BOOTED).read_text() == booted:
+            return
+        print("notice: the machine was started anew meanwhile, and so is the set", file=sys.stderr)
     layout.allocate(part, recipe.count, painter.shape)
     allocate(part / "values.npy", (recipe.count, len(painter.factors)), np.float32)
     allocate(part / "done.npy", (-(-recipe.count // CHUNK),), np.uint8)
+    write_whole(part / BOOTED, booted.encode())
     write_whole(part / STARTED, json.dumps(asdict(recipe)).encode())
 
 
