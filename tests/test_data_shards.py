@@ -286,6 +286,10 @@ def test_more_unreadable_files_than_the_limit_stop_the_command_and_the_shards_ar
         )
     with pytest.raises(UserError, match="not complete"):
         open_split("folder", tmp_path, "train", IMAGE)
+    some = unreadable(photos, 4, 5)
+    write_shards(some, tmp_path, "train", shard_bytes=5000, reject_limit=0.1, progress=False)
+    with pytest.raises(UserError, match="2 of 22 files of folder cannot be decoded, at most 1 may be"):
+        write_shards(some, tmp_path, "train", shard_bytes=5000, reject_limit=0.05, progress=False)
 
 
 def test_files_that_can_be_read_again_are_no_longer_missing_from_the_shards(

@@ -121,16 +121,17 @@ def _write_all(
         write_factors(folder / FILE, encoded.factors)
     label = f"sharding {encoded.name}"
     with tqdm(total=len(encoded), initial=done, desc=label, unit=" images", disable=not progress) as bar:
-        while done < len(encoded):
+        while True:
+            if unread := [index for shard in manifest.shards for index in shard.unread]:
+                require_few(encoded, dict.fromkeys(unread, "it cannot be read"), reject_limit)
+            if done == len(encoded):
+                break
             path = folder / f"{encoded.name}-{split}-{len(manifest.shards):06d}.tar"
             shard = _write(path, encoded, done, shard_bytes)
             manifest = replace(manifest, shards=(*manifest.shards, shard))
             _save(folder, manifest)
             done += shard.count
             bar.update(shard.count)
-            unread = [index for one in manifest.shards for index in one.unread]
-            if unread:
-                require_few(encoded, dict.fromkeys(unread, "it cannot be read"), reject_limit)
     _save(folder, replace(manifest, complete=True))
 
 
