@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import select
 import sys
@@ -36,6 +37,8 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            for process in multiprocessing.active_children():
+                process.terminate()
             os._exit(130)  # an evaluation beside the training would be waited for, and nothing can end it
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -22,6 +22,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -206,10 +207,14 @@ def restarts() -> int:
 def launch() -> str:
     """A name that the processes of one torchrun share, also those that it starts again, and no other process has.
 
-    On one machine that is its own; on several it is what was given as ``--rdzv-id``, if anything was.
+    On one machine that is its own process; on several it is what was given as ``--rdzv-id``, a new one for each run.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
+    if name != "none":
+        return name
+    parent = Path(f"/proc/{os.getppid()}/stat")
+    began = parent.read_text().rpartition(")")[2].split()[19] if parent.exists() else ""  # numbers are used again
+    return f"{socket.gethostname()} {os.getppid()} {began}"
 
 
 def _current(device: torch.device) -> torch.device:

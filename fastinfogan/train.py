@@ -4,13 +4,14 @@ Several GPUs, or several processes on a CPU, share a run under torchrun, with th
 which is the global one:
 
     torchrun --nproc-per-node 4 -m fastinfogan.train --dataset celeba --run-dir runs/celeba
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m fastinfogan.train ...
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-id NAME ...
 
 All machines must see the data and the run's folder under the same paths. SIGINT or SIGTERM to torchrun saves once and
 ends; ``--resume`` goes on with any number of processes that divides the batch. When a process dies, the others
 end with the checkpoint to go on from; with ``torchrun --max-restarts N`` they are all started again and go on from it
-by themselves, up to N times, for which the command must say ``--run-dir`` (or ``--resume``). After the loss of a
-machine ``--nnodes 1:2`` lets those that are left go on alone.
+by themselves, up to N times, for which the command must say ``--run-dir`` (or ``--resume``), and on several machines
+``--rdzv-id``, by which a start on another one knows the run for its own. After the loss of a machine ``--nnodes 1:2``
+lets those that are left go on alone.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def _train(config: TrainConfig, resumed: Path | None, ranks: Ranks, precision: P
         if saved:
             trainer.restore(saved)
             say(f"resuming at step {saved.step} from {saved.path}")
+            saved = None  # the trainer has copies
         run.begin()
         say(f"{len(split):,} images of {split.name}; writing to {run.path}")
         stopped = trainer.train()

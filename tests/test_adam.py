@@ -68,9 +68,9 @@ def adam_arguments() -> dict[str, Any]:
     ("wrong", "message"),
     [
         ({"learning_rate": torch.tensor(1e-3)}, "learning rate in float64, got a torch.float32 tensor"),
-        ({"learning_rate": torch.ones(2, dtype=torch.float64)}, r"a learning rate of shape \(\), got \(2,\)"),
-        ({"learning_rate": torch.ones(0, dtype=torch.float64)}, r"a learning rate of shape \(\), got \(0,\)"),
-        ({"learning_rate": torch.ones((), dtype=torch.float64, device="meta")}, "a learning rate on meta and works on"),
+        ({"learning_rate": torch.ones(2, dtype=torch.float64)}, r"learning_rate of shape \(\), got \(2,\)"),
+        ({"learning_rate": torch.ones(0, dtype=torch.float64)}, r"learning_rate of shape \(\), got \(0,\)"),
+        ({"learning_rate": torch.ones((), dtype=torch.float64, device="meta")}, "learning_rate on meta and works on"),
         ({"weights": [torch.zeros(3, 4, dtype=torch.float64)]}, "expected float32 weights"),
         ({"steps": [torch.zeros((), dtype=torch.int64)]}, "expected float32 weights, moments and steps"),
         ({"steps": [torch.zeros(0)]}, r"one step, got \(3, 4\), \(3, 4\) and 0"),

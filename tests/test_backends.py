@@ -178,6 +178,8 @@ def test_the_environment_prefers_a_backend_where_the_op_has_it(
 
 
 def test_more_codes_than_the_cuda_kernels_take_are_for_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (Path(__file__).parents[1] / "csrc" / "pack_codes.cu").read_text()
+    assert "MAX_CODES = 256;" in source
     asked: list[bool] = []
 
     def note(requested: str | None, device_type: str, *, native_on_cuda: bool, **_: bool) -> str:

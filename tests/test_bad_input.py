@@ -282,6 +282,11 @@ GENERATE = [
     (["--seed", "-1"], "--seed must be 0 to 2**64 - 1, got -1"),
     (["--seed", str(2**64)], "--seed must be 0 to 2**64 - 1, got 18446744073709551616"),
     (["--what", "traversals", "--set", "c1=3"], "--set does not go with traversals", "drop one of them"),
+    (
+        ["--what", "traversals", "--out", "/proc/none"],
+        "cannot write the picture /proc/none/",
+        "choose another folder as --",
+    ),
     (["--out", "picture.what"], "cannot write the picture picture.what", "ending in .png"),
     (["--out", "/proc/none/picture.png"], "cannot write the picture /proc/none/picture.png", "--out"),
     (["--device", "tpu"], "'tpu'", "choose auto, cpu"),

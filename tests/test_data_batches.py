@@ -163,6 +163,8 @@ def test_a_batch_larger_than_the_set_is_told_before_decoding(
     whole: Encoded, placement: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "decode_all", lambda *_, **__: pytest.fail("decoded first"))
+    with pytest.raises(UserError, match="a batch of 4 is larger than the set of 1 images: give it more images"):
+        batches.require_whole_batch(1, 2, world=2)
     with pytest.raises(UserError, match="a batch of 24 is larger than the set of 22 images: choose --batch 22 or less"):
         open_batches(whole, plan(12, world=2), image=IMAGE, placement=placement)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import pickle
@@ -316,3 +317,12 @@ def test_svhn_absent_or_of_another_kind_is_a_sentence(tmp_path: Path) -> None:
     savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((16, 16, 3, 2), np.uint8), "y": np.ones(2)})
     with pytest.raises(UserError, match=r"X uint8 \[16, 16, 3, 2\] and 2 labels, expected uint8 \[32, 32, 3, n\]"):
         open_split("svhn", tmp_path, "test", (3, 32, 32))
+
+
+def test_an_answer_that_is_cut_off_is_a_source_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise http.client.IncompleteRead(b"half")
+
+    monkeypatch.setattr(mnist.urllib.request, "urlopen", cut)
+    with pytest.raises(mnist.SourceFailed, match=r"train-images-idx3-ubyte\.gz: IncompleteRead"):
+        mnist._from_mirror([IMAGES])

@@ -297,7 +297,7 @@ def test_files_that_can_be_read_again_are_no_longer_missing_from_the_shards(
 ) -> None:
     sharded(unreadable(photos, 9), tmp_path)
     assert sharded(photos, tmp_path).read(9) == photos.read(9)
-    assert "what " in capsys.readouterr().err
+    assert "lacked can be read, it is written anew" in capsys.readouterr().err
     before = state(tmp_path / "train")
     sharded(unreadable(photos, 9), tmp_path)  # which had nothing to read any more
     assert all(before[name] == one for name, one in state(tmp_path / "train").items() if name.endswith(".tar"))

@@ -274,6 +274,13 @@ def test_a_restarted_run_goes_on_from_its_folder(tiny: None, tmp_path: Path, mon
         train._to_go_on_from(replace(config, run_dir=None), None)
 
 
+def test_the_command_to_go_on_with_has_as_many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train._command(Ranks()) == "python -m fastinfogan.train"
+    assert train._command(Ranks(0, 16, 0)) == "torchrun --nproc-per-node 16 -m fastinfogan.train"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert train._command(Ranks(0, 16, 0)) == "torchrun --nnodes 2 --nproc-per-node 8 -m fastinfogan.train"
+
+
 class Torchrun:
     """``torchrun -m fastinfogan.train`` on tiny networks, with two processes unless told otherwise."""
 

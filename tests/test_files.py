@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastinfogan.files import allocate, write_whole
+from fastinfogan.files import allocate, exclusive, write_whole
 
 
 def test_a_write_that_fails_leaves_the_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +65,18 @@ def test_a_map_that_cannot_even_begin_leaves_no_file(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         allocate(tmp_path / "a.npy", (1000,), np.uint8)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_one_writes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(error: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(errno.ENOLCK)
+    with exclusive(tmp_path / "lock"):
+        pass
+    refuse(errno.EWOULDBLOCK)
+    with pytest.raises(BlockingIOError), exclusive(tmp_path / "lock"):
+        pass

@@ -401,6 +401,7 @@ LAYERS = {
     "fc": lambda x, w, backend: fc(x.flatten(1), w, backend=backend),
     "convolve": lambda x, w, backend: convolve(x, w, stride=2, before=1, backend=backend),
     "convolve_transposed": lambda x, w, backend: convolve_transposed(x, w, stride=2, before=1, backend=backend),
+    "norm_act": lambda x, w, backend: norm_act(x.flatten(1), w.flatten()[:128], slope=0.1, backend=backend)[0],
 }
 
 

@@ -118,9 +118,9 @@ class Decoder:
     def _reject_culprits(self, k: int, failure: RuntimeError) -> None:
         """Reject what DALI cannot decode of batch ``k`` and those read ahead; where it is none, raise ``failure``."""
         culprits = []
-        with _quiet():
-            for i in range(k, self._planned + 1):
-                suspects = dict(self._file(index) for index in self.plan(i).tolist())
+        for i in range(k, self._planned + 1):
+            suspects = dict(self._file(index) for index in self.plan(i).tolist())
+            with _quiet():
                 culprits += self._culprits(list(suspects.items()))
         if not culprits:
             raise failure

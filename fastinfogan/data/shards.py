@@ -123,7 +123,7 @@ def _write_all(
     with tqdm(total=len(encoded), initial=done, desc=label, unit=" images", disable=not progress) as bar:
         while True:
             if unread := [index for shard in manifest.shards for index in shard.unread]:
-                require_few(encoded, dict.fromkeys(unread, "it cannot be read"), reject_limit)
+                require_few(encoded, dict.fromkeys(unread, "it cannot be read"), reject_limit, tell=True)
             if done == len(encoded):
                 break
             path = folder / f"{encoded.name}-{split}-{len(manifest.shards):06d}.tar"

@@ -91,7 +91,7 @@ def keep(
             except OSError as error:
                 if verify:
                     raise UserError(
-                        f"cannot keep decoded images in {base.parent} ({error}): make room there, and it writable"
+                        f"cannot keep decoded images in {base.parent} ({error}): free some space, or make it writable"
                     ) from None
                 print(f"notice: decoded images stay in memory, {base.parent} cannot be used ({error})", file=sys.stderr)
         if pixels is None:

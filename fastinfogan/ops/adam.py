@@ -48,7 +48,7 @@ def adam(
     if not isinstance(rate, torch.Tensor):
         rate = torch.tensor(rate, dtype=torch.float64, device=device)
     lists = (weights, gradients, first_moments, second_moments, copies, steps)
-    require("adam", "a learning rate", rate, (), device)
+    require("adam", "learning_rate", rate, (), device)
     _check(lists, rate)
     torch.ops.fastinfogan.adam(*lists, rate, *betas, eps, choose(backend, device.type, triton=False))
 

@@ -1,8 +1,8 @@
 """Rendered sets on disk: drawn chunk by chunk by any number of processes, and either complete or not there.
 
 Everything is made in ``<out>/.part``, which notes the chunks that are done, so that an interrupted command goes on, but
-not after the machine has been started anew: a note may have reached the disk before its images. The finished files are
-renamed into ``out`` at the end, ``render.json`` last.
+not after the machine has been started anew, or on another one: a note may have reached the disk before its images. The
+finished files are renamed into ``out`` at the end, ``render.json`` last.
 """
 
 from __future__ import annotations
@@ -74,7 +74,14 @@ def produce(
     painter = make(recipe)  # first: a missing package is told before anything is written
     part = out / PART
     with _alone(part):
-        if not _is_there(out, recipe, layout):
+        try:
+            there = _is_there(out, recipe, layout)
+        except UserError:
+            (part / LOCK).unlink()
+            with contextlib.suppress(OSError):  # it holds the beginning of a set
+                part.rmdir()
+            raise
+        if not there:
             if not (part / RECORD).exists():
                 _begin(part, recipe, painter, layout)
                 _draw(part, recipe, make, painter, layout, workers, progress)
@@ -108,14 +115,12 @@ def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
     for record, state in ((out / RECORD, "holds"), (out / PART / STARTED, "holds the beginning of")):
         if record.exists() and (found := _recorded(record)) != recipe:
             told = ", ".join(f"{name} {value}" for name, value in asdict(found).items() if value is not None)
-            _leave(out / PART)
             raise UserError(
                 f"{out.absolute()} {state} another set ({told}): choose another --out, or delete "
                 f"{record.parent.absolute()}"
             )
     if (out / RECORD).exists():
         if missing := [name for name in (*layout.products, FACTORS) if not (out / name).exists()]:
-            _leave(out / PART)
             raise UserError(
                 f"{out.absolute()} lacks {missing[0]} of the set that was rendered there: delete what is left of it, "
                 f"or choose another --out"
@@ -123,16 +128,8 @@ def _is_there(out: Path, recipe: Recipe, layout: Layout) -> bool:
         return True
     strange = [name for name in (*layout.products, FACTORS, SHEET) if (out / name).exists()]
     if strange and not (out / PART / RECORD).exists():
-        _leave(out / PART)
         raise UserError(f"{out.absolute()} holds {strange[0]}, which was not rendered there: choose another --out")
     return False
-
-
-def _leave(part: Path) -> None:
-    """Remove ``part`` again, unless it holds the beginning of a set."""
-    (part / LOCK).unlink()
-    with contextlib.suppress(OSError):
-        part.rmdir()
 
 
 def _recorded(record: Path) -> Recipe:
@@ -151,7 +148,11 @@ def _begin(part: Path, recipe: Recipe, painter: Painter, layout: Layout) -> None
     if (part / STARTED).exists():
         if (part / BOOTED).exists() and (part / BOOTED).read_text() == booted:
             return
-        print("notice: the machine was started anew meanwhile, and so is the set", file=sys.stderr)
+        print(
+            "notice: the machine was started anew meanwhile, or it was another one: all images are drawn again, as "
+            "some may not have reached the disk",
+            file=sys.stderr,
+        )
     layout.allocate(part, recipe.count, painter.shape)
     allocate(part / "values.npy", (recipe.count, len(painter.factors)), np.float32)
     allocate(part / "done.npy", (-(-recipe.count // CHUNK),), np.uint8)
