@@ -28,8 +28,9 @@ struct Columns {
 Columns columns_of(const Layout& layout, const char* op) {
     if (layout.n_categorical > MAX_CODES || layout.categorical_columns > INT32_MAX)
         throw std::runtime_error(std::string(op) + ": the CUDA kernel takes at most " + std::to_string(MAX_CODES) +
-                                 " categorical codes, of 2^31 - 1 columns together, got " + std::to_string(layout.n_categorical) +
-                                 " of " + std::to_string(layout.categorical_columns));
+                                 " categorical codes, of 2^31 - 1 columns together, got " +
+                                 std::to_string(layout.n_categorical) + " of " +
+                                 std::to_string(layout.categorical_columns));
     Columns columns{};
     columns.n_codes = int(layout.n_categorical);
     for (int code = 0; code < columns.n_codes; ++code) columns.first[code] = int(layout.offsets[code]);

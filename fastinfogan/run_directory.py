@@ -3,10 +3,9 @@
 The folder is made, and found writable, before any work starts. A run that was cut off may have logged past its last
 checkpoint, and one that goes on from an earlier checkpoint leaves later ones behind; both are dropped once the state to
 go on from has been taken up, so that the folder reads as if the run had never stopped, but for an evaluation that was
-under way and is not made again. A lock on the file ``lock``
-keeps a second process out for as long as one writes, and a process that chose its checkpoint before it got the lock
-goes on only if that is still the newest. In the lock stands which launch of torchrun began the run last: what that
-launch starts again goes on from there.
+under way and is not made again. A lock on the file ``lock`` keeps a second process out for as long as one writes, and a
+process that chose its checkpoint before it got the lock goes on only if that is still the newest. In it stands which
+launch of torchrun began the run last: what that launch starts again goes on from there.
 """
 
 from __future__ import annotations
